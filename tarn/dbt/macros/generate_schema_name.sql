@@ -1,0 +1,4 @@
+{#- A schema is called what the layer is called: `marts`, never `<target>_marts`. -#}
+{% macro generate_schema_name(custom_schema_name, node) -%}
+    {{- (custom_schema_name or target.schema) | trim -}}
+{%- endmacro %}

@@ -1,0 +1,56 @@
+"""The SQL of dbt's views, kept in the lake so that a new DuckDB can show them at once."""
+
+import logging
+from contextlib import suppress
+
+import duckdb
+import obstore
+
+from tarn.storage.duck import identifier
+from tarn.storage.lake import OWN_SCHEMA, Lake
+
+log = logging.getLogger(__name__)
+
+FOLDER = f"{OWN_SCHEMA}/views"
+
+
+def remember(lake: Lake, name: str, sql: str) -> None:
+    """Keep the query of the view `schema.view`."""
+    obstore.put(lake.objects, f"{FOLDER}/{name}.sql", sql.encode())
+
+
+def forget(lake: Lake, name: str) -> None:
+    """Drop the query of a name that is a view no more."""
+    with suppress(FileNotFoundError):
+        obstore.delete(lake.objects, f"{FOLDER}/{name}.sql")
+
+
+def restore(connection: duckdb.DuckDBPyConnection, lake: Lake) -> None:
+    """Make every remembered view that can be made; they may read one another in any order."""
+    waiting = dict(_remembered(lake))
+    while waiting:
+        made = [name for name, sql in waiting.items() if _make(connection, name, sql)]
+        if not made:
+            log.debug("views of tables that are gone: %s", ", ".join(waiting))
+            return
+        for name in made:
+            del waiting[name]
+
+
+def _remembered(lake: Lake) -> list[tuple[str, str]]:
+    paths = [entry["path"] for chunk in lake.objects.list(FOLDER) for entry in chunk]
+    return [(_name(path), bytes(lake.objects.get(path).bytes()).decode()) for path in paths]
+
+
+def _name(path: str) -> str:
+    return path.rpartition("/")[2].removesuffix(".sql")
+
+
+def _make(connection: duckdb.DuckDBPyConnection, name: str, sql: str) -> bool:
+    schema = identifier(name.partition(".")[0])
+    try:
+        connection.execute(f"create schema if not exists {schema}")
+        connection.execute(f"create or replace view {identifier(name)} as {sql}")
+    except duckdb.Error:
+        return False
+    return True
