@@ -38,38 +38,40 @@ def build(lake: Lake, release: Release) -> Path:
                 table = lake.table(name, pin.version)
                 assert table is not None
                 _add_view(connection, name, table)
-            _add_release(connection, release)
+            _add_release(connection, release, lake)
         draft.replace(final)
     finally:
         draft.unlink(missing_ok=True)
     return final
 
 
-def connect() -> duckdb.DuckDBPyConnection:
-    """A read-only connection to the current release.
-
-    The catalog is made when it is missing or shows another release than the current one.
-    """
-    lake = Lake.open(settings())
+def ensure(lake: Lake) -> Path:
+    """The catalog of the current release, made when it is missing or shows another release."""
     release = current(lake)
     if release is None:
         raise TarnError("there is no release to read yet", lake.root, "run tarn run or dbt build")
     file = path(lake)
-    if not file.exists() or shown(file) != release.number:
+    if not (file.exists() and _shows(file, release, lake)):
         build(lake, release)
-    connection = duckdb.connect(str(file), read_only=True)
+    return file
+
+
+def connect() -> duckdb.DuckDBPyConnection:
+    """A read-only connection to the current release."""
+    lake = Lake.open(settings())
+    connection = duckdb.connect(str(ensure(lake)), read_only=True)
     prepare(connection, lake)
     return connection
 
 
-def shown(file: Path) -> int | None:
-    """Number of the release that a catalog file shows; None if it is not one of ours."""
+def _shows(file: Path, release: Release, lake: Lake) -> bool:
+    """Whether a catalog is of that release and of the lake where it is now."""
     try:
         with duckdb.connect(str(file), read_only=True) as connection:
-            row = connection.execute("select max(number) from tarn.release").fetchone()
-            return row[0] if row else None
+            row = connection.execute("select number, root from tarn.catalog").fetchone()
     except duckdb.Error:
-        return None
+        return False
+    return row == (release.number, lake.root)
 
 
 def _add_view(connection: duckdb.DuckDBPyConnection, name: str, table: DeltaTable) -> None:
@@ -84,15 +86,15 @@ def _add_view(connection: duckdb.DuckDBPyConnection, name: str, table: DeltaTabl
             connection.execute(f"comment on column {column} is {literal(comment.decode())}")
 
 
-def _add_release(connection: duckdb.DuckDBPyConnection, release: Release) -> None:
+def _add_release(connection: duckdb.DuckDBPyConnection, release: Release, lake: Lake) -> None:
     connection.execute("create schema if not exists tarn")
+    connection.execute("create table tarn.catalog (number bigint, made_at timestamp, root varchar)")
+    made = [release.number, release.made_at[:19], lake.root]
+    connection.execute("insert into tarn.catalog values (?, ?, ?)", made)
     connection.execute(
-        "create table tarn.release (number bigint, made_at timestamp, schema_name varchar,"
-        " table_name varchar, version bigint, row_count bigint)"
+        "create table tarn.release"
+        " (schema_name varchar, table_name varchar, version bigint, row_count bigint)"
     )
-    rows = [
-        [release.number, release.made_at[:19], *name.split("."), pin.version, pin.rows]
-        for name, pin in release.tables.items()
-    ]
+    rows = [[*name.split("."), pin.version, pin.rows] for name, pin in release.tables.items()]
     if rows:
-        connection.executemany("insert into tarn.release values (?, ?, ?, ?, ?, ?)", rows)
+        connection.executemany("insert into tarn.release values (?, ?, ?, ?)", rows)

@@ -19,11 +19,16 @@ _PARTITION_TYPES = {pa.int32(): "integer", pa.int64(): "bigint", pa.date32(): "d
 
 def prepare(connection: duckdb.DuckDBPyConnection, lake: Lake) -> None:
     """Make a connection read the lake: UTC clock, the Delta extension, and S3 where it lives."""
-    connection.execute("set TimeZone = 'UTC'")
-    load_extension(connection, "delta")
+    for statement in preparation(lake):
+        connection.execute(statement)
+
+
+def preparation(lake: Lake) -> list[str]:
+    """The statements that do so, for clients of any kind."""
+    statements = ["set TimeZone = 'UTC'", *_load("delta")]
     if not lake.is_local:
-        load_extension(connection, "httpfs")
-        connection.execute(_s3_secret(lake.root, lake.options))
+        statements += [*_load("httpfs"), _s3_secret(lake.root, lake.options)]
+    return statements
 
 
 def extension_path(name: str) -> Path | None:
@@ -35,14 +40,10 @@ def extension_path(name: str) -> Path | None:
     return next(Path(package.submodule_search_locations[0]).glob(files), None)
 
 
-def load_extension(connection: duckdb.DuckDBPyConnection, name: str) -> None:
+def _load(name: str) -> list[str]:
     """Load an extension from its installed package; without one, as DuckDB itself does."""
     path = extension_path(name)
-    if path is not None:
-        connection.execute(f"load {literal(str(path))}")
-    else:
-        connection.install_extension(name)
-        connection.load_extension(name)
+    return [f"load {literal(str(path))}"] if path else [f"install {name}", f"load {name}"]
 
 
 def select_from(table: DeltaTable) -> str:

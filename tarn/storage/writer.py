@@ -37,6 +37,7 @@ WRITER = WriterProperties(
 CONFIGURATION = {"delta.checkpointInterval": "10"}
 """Of each table made: delta-rs's own 100 makes opening a busy table slow."""
 ATTEMPTS = 6
+_ENCODED = [pa.dictionary(index, pa.string()) for index in (pa.int8(), pa.int16(), pa.int32())]
 WRITE_ID = "tarn.write_id"
 
 
@@ -155,7 +156,9 @@ class _Change:
         if table is not None and self.mode != "replace":
             existing = pa.schema(table.schema().to_arrow())
             schema = fit(schema, existing, self.name, evolve=self.evolve)
-        fields = [self._described(field) for field in schema]
+        # A constant text column stays dictionary-encoded on its way: half the memory.
+        kinds = {f.name: f.type for f in reader.schema if f.type in _ENCODED and not self.keys}
+        fields = [self._described(f.with_type(kinds.get(f.name, f.type))) for f in schema]
         return _Stream(reader, pa.schema(fields), self.name, self.not_null)
 
     def _described(self, field: pa.Field) -> pa.Field:

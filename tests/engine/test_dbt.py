@@ -1,0 +1,201 @@
+"""dbt on DuckDB with `file_format: delta`: a small project, built with plain dbt commands."""
+
+import json
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from tarn.storage import releases
+from tarn.storage.lake import Lake
+from tests.engine.conftest import BIN, ROOT
+
+PROJECT = """
+name: tarn
+profile: tarn
+macro-paths: [{macros}]
+on-run-end: "{{{{ publish_release(results) }}}}"
+flags: {{send_anonymous_usage_stats: false}}
+models:
+  +file_format: delta
+  +materialized: table
+  +schema: marts
+  +persist_docs: {{columns: true}}
+seeds: {{+file_format: delta, +schema: seeds}}
+snapshots: {{+file_format: delta, +schema: snapshots}}
+"""
+SEED = "order_id,state,amount\n1,new,1.50\n2,new,2.50\n3,,3.50\n"
+MODELS = {
+    "orders": """{{ config(materialized='view', schema='staging') }}
+        select * from {{ ref('orders_seed') }}""",
+    "fct_orders": """
+        select order_id, cast(amount as decimal(12, 2)) as amount from {{ ref('orders') }}""",
+    "merged": """{{ config(materialized='incremental', unique_key='order_id') }}
+        select order_id, state, {{ 2 if is_incremental() else 1 }} as run from {{ ref('orders') }}
+        {% if is_incremental() %} where order_id >= 2 {% endif %}""",
+    "replaced": """{{ config(materialized='incremental', incremental_strategy='delete+insert',
+            unique_key='order_id') }}
+        select order_id, {{ 2 if is_incremental() else 1 }} as run from {{ ref('orders') }}
+        {% if is_incremental() %} where order_id >= 3 {% endif %}""",
+    "overwritten": """{{ config(materialized='incremental', incremental_strategy='insert_overwrite',
+            partition_by='state') }}
+        select order_id, state, {{ 2 if is_incremental() else 1 }} as run from {{ ref('orders') }}
+        {% if is_incremental() %} where state is null {% endif %}""",
+}
+SNAPSHOT = """
+snapshots:
+  - name: snap_orders
+    relation: ref('orders')
+    config: {unique_key: order_id, strategy: check, check_cols: [state], hard_deletes: invalidate}
+"""
+CONTRACT = """
+models:
+  - name: fct_orders
+    config: {contract: {enforced: true}}
+    columns:
+      - name: order_id
+        data_type: integer
+        description: Number on the receipt.
+        data_tests: [unique]
+      - {name: amount, data_type: "decimal(12, 2)", constraints: [{type: not_null}]}
+"""
+
+
+class Project:
+    """A dbt project in a temporary folder, with a lake of its own."""
+
+    def __init__(self, folder: Path, env: Mapping[str, str]) -> None:
+        self.folder, self.env = folder, env
+        self.lake = Lake(str(folder / "lake"))
+        self.write("profiles.yml", (ROOT / "profiles.yml").read_text())
+        self.write("dbt_project.yml", PROJECT.format(macros=ROOT / "tarn/dbt/macros"))
+        self.write("seeds/orders_seed.csv", SEED)
+        self.write("snapshots/snap_orders.yml", SNAPSHOT)
+        self.write("models/fct_orders.yml", CONTRACT)
+        for name, sql in MODELS.items():
+            self.write(f"models/{name}.sql", sql)
+
+    def write(self, path: str, text: str) -> None:
+        (self.folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (self.folder / path).write_text(text)
+
+    def dbt(self, *arguments: str, succeeds: bool = True) -> str:
+        done = subprocess.run(
+            [str(BIN / "dbt"), *arguments],
+            cwd=self.folder, env=self.env, capture_output=True, text=True,
+        )  # fmt: skip
+        assert (done.returncode == 0) == succeeds, done.stdout + done.stderr
+        return done.stdout
+
+    def rows(self, name: str) -> list[dict[str, Any]]:
+        return pl.read_delta(self.lake.uri(name)).to_dicts()
+
+    def version(self, name: str) -> int:
+        table = self.lake.table(name)
+        assert table is not None
+        return table.version()
+
+    def release(self) -> releases.Release:
+        release = releases.current(self.lake)
+        assert release is not None
+        return release
+
+
+@pytest.fixture
+def project(tmp_path: Path, project_env: Mapping[str, str]) -> Project:
+    return Project(tmp_path, project_env)
+
+
+def runs(project: Project, name: str) -> dict[int, int]:
+    return {row["order_id"]: row["run"] for row in project.rows(name)}
+
+
+def test_every_materialization_builds_and_builds_again(project: Project) -> None:
+    assert "Release 1: 6 tables new, 6 in all." in project.dbt("build")
+    assert runs(project, "marts.merged") == {1: 1, 2: 1, 3: 1}
+
+    project.write(
+        "seeds/orders_seed.csv", "order_id,state,amount\n2,paid,2.50\n3,,4.00\n4,new,1.00\n"
+    )
+    assert "Release 2: 6 tables new, 6 in all." in project.dbt("build")
+    assert {row["order_id"]: str(row["amount"]) for row in project.rows("marts.fct_orders")} == {
+        2: "2.50", 3: "4.00", 4: "1.00",
+    }  # fmt: skip
+    assert runs(project, "marts.merged") == {1: 1, 2: 2, 3: 2, 4: 2}
+    assert runs(project, "marts.replaced") == {1: 1, 2: 1, 3: 2, 4: 2}
+    assert runs(project, "marts.overwritten") == {1: 1, 2: 1, 3: 2}
+
+    versions = [
+        (row["order_id"], row["state"], row["dbt_valid_to"] is None)
+        for row in project.rows("snapshots.snap_orders")
+    ]
+    assert sorted(versions, key=str) == [
+        (1, "new", False), (2, "new", False), (2, "paid", True), (3, None, True), (4, "new", True),
+    ]  # fmt: skip
+
+    project.dbt("build", "--full-refresh", "--select", "merged")
+    assert runs(project, "marts.merged") == {2: 1, 3: 1, 4: 1}
+
+
+def test_a_red_build_publishes_nothing_and_a_select_keeps_the_rest(project: Project) -> None:
+    project.dbt("build")
+    first = project.release()
+
+    project.write("models/merged.sql", "select broken from {{ ref('orders') }}")
+    assert "No release: 1 of 8 nodes failed" in project.dbt("build", succeeds=False)
+    assert project.release() == first
+
+    project.dbt("build", "--select", "fct_orders")
+    second = project.release()
+    assert [change.name for change in releases.diff(first, second)] == ["marts.fct_orders"]
+
+    (project.folder / "models/merged.sql").unlink()
+    project.dbt("build", "--select", "fct_orders")
+    assert "marts.merged" not in project.release().tables
+
+
+def test_other_commands_and_rehearsals_publish_and_write_nothing(project: Project) -> None:
+    project.dbt("build")
+    before = {name: project.version(name) for name in project.lake.names()}
+    for command in (["test"], ["build", "--empty"], ["compile"], ["docs", "generate"]):
+        project.dbt(*command)
+    assert {name: project.version(name) for name in project.lake.names()} == before
+    assert releases.numbers(project.lake) == [1]
+    project.dbt("run")
+    assert releases.numbers(project.lake) == [1]
+
+
+def test_views_and_tables_are_there_for_the_next_process(project: Project) -> None:
+    project.dbt("build")
+    shown = project.dbt(
+        "show", "--quiet", "--output", "json",
+        "--inline", "select sum(amount) as total from {{ ref('orders') }}",
+    )  # fmt: skip
+    assert json.loads(shown)["show"] == [{"total": 7.5}]
+    project.dbt("build", "--select", "merged")
+
+
+def test_contracts_and_descriptions_reach_the_table(project: Project) -> None:
+    project.dbt("build")
+    table = project.lake.table("marts.fct_orders")
+    assert table is not None
+    assert table.schema().fields[0].metadata == {"comment": "Number on the receipt."}
+    assert table.history(1)[0]["tarn.model"] == "model.tarn.fct_orders"
+
+    project.write("seeds/orders_seed.csv", SEED + "4,new,\n")
+    said = project.dbt("build", "--select", "orders_seed+", succeeds=False)
+    assert "null in column amount, declared not null" in said
+    assert table.version() == project.version("marts.fct_orders")
+
+
+def test_a_strategy_that_cannot_be_had_is_named(project: Project) -> None:
+    project.dbt("build")
+    project.write(
+        "models/replaced.sql",
+        MODELS["replaced"].replace("delete+insert", "insert_overwrite"),
+    )
+    said = project.dbt("build", "--select", "replaced", succeeds=False)
+    assert "use append; merge or delete+insert with a unique_key" in said
