@@ -10,6 +10,7 @@ import pytest
 
 from tarn.errors import TarnError
 from tarn.storage import catalog, releases
+from tarn.storage.duck import prepare
 from tarn.storage.lake import Lake
 from tarn.storage.releases import Pin, Release
 from tarn.storage.writer import write
@@ -19,7 +20,7 @@ def publish(lake: Lake, after: Release | None, **tables: pa.Table) -> Release:
     for name, rows in tables.items():
         write(lake, f"marts.{name}", rows, mode="replace")
     pins = {name: Pin.of(table) for name in lake.names() if (table := lake.table(name))}
-    return releases.publish(lake, pins, after, {"test": "yes"})
+    return releases.publish(lake, pins, after, made_by={"test": "yes"})
 
 
 def days(*numbers: int) -> pa.Table:
@@ -28,8 +29,9 @@ def days(*numbers: int) -> pa.Table:
 
 def seen(lake: Lake, sql: str) -> list[tuple[object, ...]]:
     """What any DuckDB client sees that never loaded an extension."""
-    options = {"autoinstall_known_extensions": False, "autoload_known_extensions": False}
-    with duckdb.connect(str(catalog.path(lake)), read_only=True, config=options) as connection:
+    with duckdb.connect(str(catalog.path(lake)), read_only=True) as connection:
+        connection.execute("set autoinstall_known_extensions = false")
+        connection.execute("set autoload_known_extensions = false")
         return connection.execute(sql).fetchall()
 
 
@@ -93,7 +95,7 @@ def test_views_give_the_same_rows_whatever_the_layout(lake: Lake, partition_by: 
     write(lake, "marts.odd", late, mode="append", evolve=True)
     catalog.build(lake, publish(lake, None))
     with duckdb.connect(str(catalog.path(lake)), read_only=True) as connection:
-        catalog.prepare(connection, lake)
+        prepare(connection, lake)
         ordered = "select day, label, value, late from marts.odd order by value, late"
         found = connection.execute(ordered).fetchall()
     expected = [(1, "a b", 1.5, "yes"), (1, "a b", 1.5, None), (2, "c/d", 2.5, None)]
@@ -106,12 +108,6 @@ def test_the_command_line_of_duckdb_opens_the_catalog_while_another_reader_has_i
     file = catalog.build(lake, publish(lake, None, sales=days(1, 2)))
     client = Path(duckdb_cli.__file__).with_name("duckdb")
     with duckdb.connect(str(file), read_only=True):
-        command = [
-            client,
-            "-readonly",
-            "-csv",
-            "-noheader",
-            file,
-            "select sum(day) from marts.sales",
-        ]
+        sql = "select sum(day) from marts.sales"
+        command = [str(client), "-readonly", "-csv", "-noheader", str(file), sql]
         assert subprocess.check_output(command, text=True).strip() == "3"
