@@ -1,10 +1,8 @@
 """A release is a set of versions that agree; the catalog shows exactly one."""
 
 import subprocess
-from pathlib import Path
 
 import duckdb
-import duckdb_cli
 import pyarrow as pa
 import pytest
 
@@ -14,6 +12,7 @@ from tarn.storage.duck import prepare
 from tarn.storage.lake import Lake
 from tarn.storage.releases import Pin, Release
 from tarn.storage.writer import write
+from tests.engine.conftest import BIN
 
 
 def publish(lake: Lake, after: Release | None, **tables: pa.Table) -> Release:
@@ -106,8 +105,7 @@ def test_the_command_line_of_duckdb_opens_the_catalog_while_another_reader_has_i
     lake: Lake,
 ) -> None:
     file = catalog.build(lake, publish(lake, None, sales=days(1, 2)))
-    client = Path(duckdb_cli.__file__).with_name("duckdb")
     with duckdb.connect(str(file), read_only=True):
         sql = "select sum(day) from marts.sales"
-        command = [str(client), "-readonly", "-csv", "-noheader", str(file), sql]
+        command = [str(BIN / "duckdb"), "-readonly", "-csv", "-noheader", str(file), sql]
         assert subprocess.check_output(command, text=True).strip() == "3"

@@ -1,0 +1,83 @@
+"""Serves the marketing API and the market researcher's share on 127.0.0.1, in threads."""
+
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from threading import Thread
+
+import uvicorn
+from fastapi import FastAPI
+
+from demo import making, marketing, sharing
+
+MARKETING_PORT = 8801
+SHARING_PORT = 8802
+
+
+@contextmanager
+def upstream_systems(run: Path, any_port: bool) -> Iterator[dict[str, str]]:
+    """Serve while the context lasts; give the environment that connects to all four systems.
+
+    `any_port` takes a free port when a default one is taken; otherwise that ends the program.
+    """
+    api_token, share_token = (making.token(run, name) for name in ("marketing", "market_research"))
+    with ExitStack() as stack:
+        campaigns = marketing.app(run / "marketing.json", api_token)
+        api = stack.enter_context(_served(campaigns, MARKETING_PORT, any_port))
+        shared = sharing.app(run / "market_research", share_token)
+        share = stack.enter_context(_served(shared, SHARING_PORT, any_port))
+        yield {
+            "POS_DATABASE_URL": f"sqlite:///{run / 'pos.db'}",
+            "CATALOGUE_DIR": str(run / "catalogue"),
+            "MARKETING_API_URL": api,
+            "MARKETING_API_TOKEN": api_token,
+            "MARKET_RESEARCH_PROFILE": str(stack.enter_context(_profile(run, share, share_token))),
+        }
+
+
+@contextmanager
+def _profile(run: Path, url: str, token: str) -> Iterator[Path]:
+    """Write the share's profile: a lasting one for the default port, else one that goes again."""
+    lasting = url.endswith(f":{SHARING_PORT}")
+    suffix = "" if lasting else f".{url.rpartition(':')[2]}"
+    file = run / f"market_research{suffix}.share"
+    making.write_private(file, sharing.profile(url, token))
+    try:
+        yield file
+    finally:
+        if not lasting:
+            file.unlink(missing_ok=True)
+
+
+@contextmanager
+def _served(app: FastAPI, port: int, any_port: bool) -> Iterator[str]:
+    """Run the app in a thread on a port that is already ours; give its address."""
+    listener = _listen(port, any_port)
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2)
+    server = uvicorn.Server(config)
+    thread = Thread(target=server.run, kwargs={"sockets": [listener]}, name=url, daemon=True)
+    thread.start()
+    try:
+        while not server.started and thread.is_alive():
+            time.sleep(0.005)
+        yield url
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def _listen(port: int, any_port: bool) -> socket.socket:
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(("127.0.0.1", port))
+        listener.listen()  # at once: two sockets may bind to one port before either listens
+    except OSError as error:
+        listener.close()
+        if any_port:
+            return _listen(0, any_port=False)
+        raise SystemExit(f"demo: port {port}: {error.strerror}; is the demo running?") from None
+    return listener

@@ -1,0 +1,61 @@
+"""`dbt build` told in few lines: how far it is, what is wrong, and the release it ends in."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+QUIET_SECONDS = 10
+"""Between two lines of progress where there is no terminal to redraw."""
+
+
+def build(project: Path, console: Console) -> bool:
+    """Run `dbt build` in a project, and say whether it is green."""
+    dbt = str(Path(sys.executable).with_name("dbt"))
+    command = [dbt, "--log-format", "json", "--no-use-colors", "build"]
+    with subprocess.Popen(command, cwd=project, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        with console.status("dbt build") as status:
+            progress = _Progress(console, time.monotonic())
+            for event in _events(process.stdout):
+                status.update(progress.take(event))
+    return process.returncode == 0
+
+
+class _Progress:
+    """What the events so far come to."""
+
+    def __init__(self, console: Console, started: float) -> None:
+        self.console, self.started, self.told = console, started, started
+        self.done = 0
+
+    def take(self, event: dict[str, Any]) -> str:
+        """Say what an event gives reason to say; the line that tells how far the build is."""
+        info, data = event["info"], event["data"]
+        if info["name"] == "JinjaLogInfo" or info["level"] == "error":
+            self.console.print(info["msg"], markup=False, highlight=False, soft_wrap=True)
+        now = time.monotonic()
+        if "execution_time" in data and "total" in data:
+            self.done += 1
+        line = f"dbt build: {self.done} of {data.get('total', '…')}, {now - self.started:.0f} s"
+        if "total" in data and not self.console.is_terminal and now > self.told + QUIET_SECONDS:
+            self.told = now
+            self.console.print(line, highlight=False)
+        return line
+
+
+def _events(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
+    for line in lines:
+        try:
+            event = json.loads(line)
+        except json.JSONDecodeError:
+            event = None
+        if isinstance(event, dict) and "info" in event:
+            yield event
+        elif line.strip():
+            yield {"info": {"name": "", "level": "error", "msg": line.rstrip()}, "data": {}}
