@@ -19,7 +19,7 @@ from dbt.adapters.duckdb.utils import TargetConfig
 
 from tarn.dbt import publication, views
 from tarn.settings import settings
-from tarn.storage.duck import identifier, prepare, select_from
+from tarn.storage.duck import identifier, prepare, select_from, stream
 from tarn.storage.lake import Lake
 from tarn.storage.predicates import any_of
 from tarn.storage.writer import ROW_GROUP_ROWS, Written, describe, write
@@ -79,7 +79,7 @@ class Plugin(BasePlugin):
             request = {**request, **_replace_keys(cursor, name, request)}
 
         def rows() -> pa.RecordBatchReader:
-            return cursor.execute(request["sql"]).to_arrow_reader(ROW_GROUP_ROWS)
+            return stream(cursor, request["sql"], ROW_GROUP_ROWS)
 
         options = {key: request[key] for key in _WRITE_OPTIONS if request.get(key)}
         written = write(self._lake, name, rows, mode=request["mode"], **options)
