@@ -4,9 +4,10 @@ import logging
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 from rich.console import Console
@@ -18,6 +19,11 @@ from tarn.storage import catalog, releases
 from tarn.storage.duck import preparation
 from tarn.storage.lake import Lake
 
+if TYPE_CHECKING:
+    from tarn.ingestion.engine import LoadResult
+    from tarn.serving.site import Site
+
+_CONSOLE = Console()
 _FORMATS = ("box", "csv", "json", "markdown", "line")
 
 
@@ -34,39 +40,47 @@ def cli(verbose: bool) -> None:
 @cli.command()
 @click.argument("systems", nargs=-1)
 def ingest(systems: Sequence[str]) -> None:
-    """Load the source systems declared in ingestion/ (all of them, or those named)."""
-    sys.exit(0 if _ingest(systems) else 1)
+    """Load the source systems: those named, or all of ingestion/."""
+    results = _ingest(systems)
+    sys.exit(any(result.failed for result in results))
 
 
 @cli.command(context_settings={"ignore_unknown_options": True})
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def build(arguments: Sequence[str]) -> None:
-    """Run `dbt build` with ARGUMENTS; a green build publishes a release."""
-    sys.exit(_dbt("build", *arguments))
+    """Run dbt build; a green one publishes a release."""
+    command = [_beside("dbt"), "build", *arguments]
+    sys.exit(subprocess.run(command, cwd=settings().project_dir).returncode)
 
 
 @cli.command()
 def docs() -> None:
-    """Write the site: dashboards, dbt's documentation, column lineage."""
-    click.echo(f"Site: {_docs()}")
+    """Write the site: dashboards, documentation, lineage."""
+    from tarn.serving.site import build_site
+
+    click.echo(f"Written: {_shown(build_site().index)}")
 
 
 @cli.command()
 def run() -> None:
-    """Ingest, build and document in one go, then say where things stand."""
-    loaded = _ingest(())
-    if _dbt("build", "--quiet", "--warn-error-options", "{}"):
-        raise TarnError("the build failed, so readers still see the release before", "dbt build")
-    page = _docs()
-    _summary(page)
-    sys.exit(0 if loaded else 1)
+    """Ingest, build and document; then say where things stand."""
+    from tarn.dbt.build import build
+    from tarn.serving.site import build_site
+
+    started = time.monotonic()
+    loads = _ingest(())
+    if not build(settings().project_dir, _CONSOLE):
+        raise TarnError("the build is red, so readers still see the release before")
+    site = build_site()
+    _summary(loads, site, time.monotonic() - started)
+    sys.exit(any(load.failed for load in loads))
 
 
 @cli.command()
 @click.argument("sql", required=False)
 @click.option("-f", "--format", "layout", type=click.Choice(_FORMATS), default="box")
 def query(sql: str | None, layout: str) -> NoReturn:
-    """Run SQL on the current release; without SQL, open DuckDB's own prompt on it."""
+    """Run SQL on the current release, or open a prompt on it."""
     lake = _lake()
     client = _beside("duckdb")
     prepared = "; ".join(preparation(lake))
@@ -153,13 +167,52 @@ def _maker(one: releases.Release) -> str:
 
 
 def _print(table: Table) -> None:
-    console = Console()
-    Console(width=console.width if console.is_terminal else 200).print(table)
+    Console(width=_CONSOLE.width if _CONSOLE.is_terminal else 200).print(table)
 
 
-def _dbt(*arguments: str) -> int:
-    """Run dbt beside this interpreter, in the project; its exit code."""
-    return subprocess.run([_beside("dbt"), *arguments], cwd=settings().project_dir).returncode
+def _ingest(systems: Sequence[str]) -> "list[LoadResult]":
+    """Load systems, and end with what came in and what went wrong."""
+    from tarn.ingestion.engine import ingest
+
+    loads = ingest(systems, _CONSOLE)
+    rows = sum(load.rows.accepted for load in loads)
+    moved = f"{rows:,} rows came in" if rows else "nothing new"
+    seconds = max((load.seconds for load in loads), default=0)
+    _say(f"Ingested {len(loads)} systems in {seconds:.0f} s: {moved}.")
+    for table in (table for load in loads for table in load.tables if table.error):
+        click.echo(click.style("failed: ", fg="red", bold=True) + str(table.error), err=True)
+    return loads
+
+
+def _summary(loads: "Sequence[LoadResult]", site: "Site", seconds: float) -> None:
+    """Rows in, tables out, the release, where to look, what to try next."""
+    current = _release(None)
+    rows = sum(load.rows.accepted for load in loads)
+    held = sum(pin.rows for pin in current.tables.values())
+    lake = settings().lake
+    _say(
+        f"""
+Done in {seconds:.0f} s.
+  Rows in    {rows:,} from {len(loads)} systems
+  Tables     {len(current.tables)} with {held:,} rows in {_shown(lake)}
+  Release    {current.number}
+  Look at    {_shown(site.index)}
+             {_shown(catalog.path(_lake()))} (any DuckDB client)
+
+Next:
+  tarn query                 SQL on this release
+  tarn release show          its tables
+  dbt build --select marts   plain dbt, on what is loaded"""
+    )
+
+
+def _say(text: str) -> None:
+    _CONSOLE.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _shown(path: Path | str) -> str:
+    """A path as seen from the current folder."""
+    return str(path) if "://" in str(path) else os.path.relpath(path)
 
 
 def _beside(program: str) -> str:
