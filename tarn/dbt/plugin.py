@@ -13,9 +13,11 @@ from typing import Any
 
 import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
 from dbt.adapters.duckdb.credentials import DuckDBCredentials
 from dbt.adapters.duckdb.plugins import BasePlugin
 from dbt.adapters.duckdb.utils import TargetConfig
+from deltalake import DeltaTable
 
 from tarn.dbt import publication, views
 from tarn.settings import settings
@@ -59,14 +61,14 @@ class Plugin(BasePlugin):
             "write": self._write,
             "remember_view": self._remember_view,
             "publish": self._publish,
+            "measure_tables": self._measure_tables,
         }
         name = f"{relation.schema}.{relation.identifier}" if relation else ""
         request["result"] = operations[request["operation"]](name, request)
 
     def _show(self, cursor: duckdb.DuckDBPyConnection, name: str) -> None:
         """Make the table a view, pinned to its latest version."""
-        table = self._lake.table(name)
-        assert table is not None
+        table = self._table(name)
         self._pinned[name] = table.version()
         schema = identifier(name.partition(".")[0])
         cursor.execute(f"create schema if not exists {schema}")
@@ -94,6 +96,24 @@ class Plugin(BasePlugin):
 
     def _publish(self, _: str, request: dict[str, Any]) -> str:
         return publication.publish(self._lake, request, self._pinned, self._written)
+
+    def _measure_tables(self, _: str, request: dict[str, Any]) -> None:
+        """Fill the temporary table `lake_tables` with what each table of the lake comes to."""
+        rows = [[*name.split("."), *_measures(self._table(name))] for name in self._pinned]
+        cursor: duckdb.DuckDBPyConnection = self._cursor.own
+        if rows:
+            cursor.executemany("insert into lake_tables values (?, ?, ?, ?, ?, ?, ?)", rows)
+
+    def _table(self, name: str) -> DeltaTable:
+        table = self._lake.table(name)
+        assert table is not None
+        return table
+
+
+def _measures(table: DeltaTable) -> list[Any]:
+    files = pa.table(table.get_add_actions(flatten=True))
+    counts = (pc.sum(files[column]).as_py() or 0 for column in ("num_records", "size_bytes"))
+    return [table.metadata().description, table.version(), *counts, files.num_rows]
 
 
 _WRITE_OPTIONS = (

@@ -164,6 +164,10 @@ def test_other_commands_and_rehearsals_publish_and_write_nothing(project: Projec
         project.dbt(*command)
     assert {name: project.version(name) for name in project.lake.names()} == before
     assert releases.numbers(project.lake) == [1]
+    catalog = json.loads((project.folder / "target/catalog.json").read_text())
+    documented = catalog["nodes"]["model.tarn.fct_orders"]
+    assert documented["metadata"]["type"] == "Delta table"
+    assert documented["stats"]["rows"]["value"] == 3
     project.dbt("run")
     assert releases.numbers(project.lake) == [1]
 
