@@ -1,0 +1,250 @@
+"""One table's rows on their way from a source into the lake, as a stream.
+
+Rows are cast and sifted by the contract; those that break it go to quarantine when the stream
+ends, so before the commit of the others. Then, only where it can matter, DuckDB keeps the last
+row of each key and drops the rows that the lake holds already.
+
+Rows are asked for from the highest cursor on, itself included: another row may have got the
+same cursor after the last load. So the boundary comes twice, and is told by its content.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import chain
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+
+from tarn.errors import TarnError
+from tarn.ingestion.contract import Shape, Sieve, Terms, shape
+from tarn.ingestion.landed import LOAD_ID, LOADED_AT, SOURCE_FILE, Desk, Landed
+from tarn.ingestion.ledger import Counts
+from tarn.ingestion.quarantine import Quarantine
+from tarn.ingestion.sources import BATCH_ROWS, Extract
+from tarn.progress import Task
+from tarn.storage.duck import identifier
+
+_POSITION = "_position"
+_NTH = "_nth"
+_CONTENT = "_content"
+
+
+@dataclass(frozen=True)
+class Load:
+    """What all tables of one system's load share."""
+
+    desk: Desk
+    load_id: str
+    at: datetime
+    """When the load began; UTC without zone."""
+    folder: Path
+    """For what does not outlive the load."""
+
+    @property
+    def transaction(self) -> tuple[str, int]:
+        """Put into each commit, it makes two loads of a table at the same time conflict, appends
+        too; the later one then looks again at what is new."""
+        return "tarn.ingestion", int(self.load_id.partition("-")[0], 16)
+
+
+class Intake:
+    """The rows of one table in one load. `open` may be called again to start over."""
+
+    def __init__(
+        self, load: Load, terms: Terms, extract: Extract, landed: Landed, task: Task
+    ) -> None:
+        self.load, self.terms, self.extract, self.landed = load, terms, extract, landed
+        self.task = task
+        self.counts = Counts()
+        self.failure: BaseException | None = None
+        self.shape: Shape | None = None
+        self.quarantine = self._new_quarantine()
+        self._passed = 0
+        self._open = ExitStack()
+
+    def open(self) -> pa.RecordBatchReader | None:
+        """The rows to write, to be read once to the end; None if the source says nothing at all,
+        not even which columns it has."""
+        self.close()
+        self.counts, self.failure, self._passed = Counts(), None, 0
+        self.quarantine = self._new_quarantine()
+        batches = self._delivered()
+        first = next(batches, None)
+        if first is None:
+            return None
+        self.shape = shape(first.schema, self.extract.types, self.landed.schema, self.terms)
+        sieve = self._open.enter_context(closing(Sieve(self.shape, self.terms)))
+        sifted = self._sifted(sieve, chain([first], batches))
+        reader = pa.RecordBatchReader.from_batches(self._sifted_schema(), sifted)
+        if self._needs_position or self._is_compared:
+            reader = self._told_apart(reader)
+        return _stamped(reader, self.load, self._counted(reader))
+
+    def is_current(self) -> bool:
+        """Whether the table is still as it was when its rows were compared."""
+        before, now = self.landed.table, Landed(self.load.desk, self.landed.name).table
+        return (before and before.version()) == (now and now.version())
+
+    def look_again(self) -> None:
+        """Compare with the table as it is now from the next `open` on."""
+        self.landed = Landed(self.load.desk, self.landed.name)
+
+    def close(self) -> None:
+        self._open.close()
+        self._open = ExitStack()
+
+    def check(self, written: int) -> None:
+        """What was read must be accounted for, row by row."""
+        self.counts.accepted = written
+        counts = self.counts
+        if counts.read != counts.accepted + counts.quarantined + counts.deduplicated:
+            raise TarnError(
+                f"rows do not add up: {counts}", self.terms.name, "report this as a bug"
+            )
+
+    @property
+    def _needs_position(self) -> bool:
+        return bool(self.terms.keys) and not self.extract.is_unique
+
+    @property
+    def _is_compared(self) -> bool:
+        replaced = self.terms.spec.write == "replace"
+        return self.landed.table is not None and bool(self.extract.redelivered) and not replaced
+
+    def _new_quarantine(self) -> Quarantine:
+        return Quarantine(self.load.desk, self.terms.name, self.load.load_id, self.load.at)
+
+    def _delivered(self) -> Iterator[pa.RecordBatch]:
+        """Batches of the source; a failure in it is remembered, whoever reads the stream."""
+        try:
+            for item in self.extract.open():
+                batches = item.to_batches() if isinstance(item, pa.Table) else [item]
+                if isinstance(item, pa.Table) and not batches:
+                    batches = [pa.RecordBatch.from_pylist([], schema=item.schema)]
+                yield from batches
+        except BaseException as failure:
+            self.failure = failure
+            raise
+
+    def _sifted(self, sieve: Sieve, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        quarantine = self.quarantine
+        try:
+            for batch in batches:
+                sifted = sieve.sift(batch)
+                quarantine.add(sifted.bad, sifted.reasons)
+                yield self._positioned(sifted.good)
+                self.counts.read += batch.num_rows
+                self._passed += sifted.good.num_rows
+                self.task.advance(batch.num_rows)
+            sieve.check_flips()
+            self.counts.quarantined = quarantine.commit(self.load.transaction)
+            self.counts.deduplicated += quarantine.count - self.counts.quarantined
+        except BaseException as failure:
+            self.failure = failure
+            raise
+
+    def _sifted_schema(self) -> pa.Schema:
+        assert self.shape is not None
+        schema = self.shape.schema
+        return schema.append(pa.field(_POSITION, pa.int64())) if self._needs_position else schema
+
+    def _positioned(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        if not self._needs_position:
+            return batch
+        positions = pa.arange(self._passed, self._passed + batch.num_rows)
+        return batch.append_column(_POSITION, positions)
+
+    def _counted(self, reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
+        rows = 0
+        for batch in reader:
+            rows += batch.num_rows
+            yield batch
+        self.counts.deduplicated += self._passed - rows
+
+    def _told_apart(self, reader: pa.RecordBatchReader) -> pa.RecordBatchReader:
+        connection = self._open.enter_context(self.load.desk.session())
+        connection.register("incoming", reader)
+        sql = self._sql([name for name in reader.schema.names if name != _POSITION])
+        return connection.execute(sql).to_arrow_reader(BATCH_ROWS)
+
+    def _sql(self, columns: Sequence[str]) -> str:
+        """SQL over `incoming` that keeps one row a key, and only what the lake lacks."""
+        rows = self._last_of_each_key() if self._needs_position else "incoming"
+        chosen = ", ".join(identifier(name) for name in columns)
+        if not self._is_compared:
+            return f"select {chosen} from {rows}"
+        names, mark = self._sameness(columns)
+        same = [f"incoming.{name} is not distinct from known.{name}" for name in names]
+        return f"""
+            select {chosen} from (select *, {mark} from {rows}) as incoming
+            where not exists (
+                select 1 from (select *, {mark} from ({self._in_lake(columns)})) as known
+                where {" and ".join(same)}
+            )
+        """
+
+    def _last_of_each_key(self) -> str:
+        keys = ", ".join(identifier(key) for key in self.terms.keys)
+        cursor = self.terms.spec.cursor
+        order = f"{identifier(cursor)} desc nulls last, " if cursor else ""
+        nth = f"row_number() over (partition by {keys} order by {order}{_POSITION} desc)"
+        return f"(select * from incoming qualify {nth} = 1)"
+
+    def _sameness(self, columns: Sequence[str]) -> tuple[list[str], str]:
+        """Columns by which a row is known to the lake, and SQL of one to compute for it.
+
+        With keys: the keys, and for merges a hash of the row, as the row may have changed.
+        Without: all columns, and how often they have occurred before.
+        """
+        content = [identifier(name) for name in columns if name != SOURCE_FILE]
+        if not self.terms.keys:
+            every = ", ".join(content)
+            return [*content, _NTH], f"row_number() over (partition by {every}) as {_NTH}"
+        keys = [identifier(key) for key in self.terms.keys]
+        if self.terms.spec.write == "append":
+            return keys, f"null as {_CONTENT}"
+        return [*keys, _CONTENT], f"hash({', '.join(content)}) as {_CONTENT}"
+
+    def _in_lake(self, columns: Sequence[str]) -> str:
+        """The lake's rows that may come again; a column they lack is null."""
+        landed = self.landed.schema
+        assert landed is not None
+        schema = self._sifted_schema()
+        chosen = ", ".join(
+            identifier(name)
+            if name in landed.names
+            else f"cast(null as {_sql_type(schema.field(name).type)}) as {identifier(name)}"
+            for name in columns
+        )
+        return f"select {chosen} from ({self.landed.select}) where {self.extract.redelivered}"
+
+
+def _sql_type(kind: pa.DataType) -> str:
+    """DuckDB's name of an Arrow type."""
+    with duckdb.connect() as connection:
+        connection.register("example", pa.schema([("value", kind)]).empty_table())
+        return str(connection.table("example").types[0])
+
+
+def _stamped(
+    reader: pa.RecordBatchReader, load: Load, batches: Iterator[pa.RecordBatch]
+) -> pa.RecordBatchReader:
+    """The rows with the load's two columns at the end."""
+    instant = pa.scalar(load.at, pa.timestamp("us"))
+    schema = reader.schema.append(pa.field(LOAD_ID, pa.dictionary(pa.int32(), pa.string())))
+    schema = schema.append(pa.field(LOADED_AT, instant.type))
+
+    def stamped() -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            stamps = [constant(load.load_id, batch.num_rows), pa.repeat(instant, batch.num_rows)]
+            yield pa.RecordBatch.from_arrays([*batch.columns, *stamps], schema=schema)
+
+    return pa.RecordBatchReader.from_batches(schema, stamped())
+
+
+def constant(text: str, rows: int) -> pa.Array:
+    """A column of one text, encoded: as plain text it would fill twice the memory."""
+    return pa.DictionaryArray.from_arrays(pa.repeat(pa.scalar(0, pa.int32()), rows), [text])

@@ -1,0 +1,91 @@
+"""What the lake already holds of a table: the only memory a load has."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+from deltalake import DeltaTable
+
+from tarn.storage.duck import identifier, prepare, select_from
+from tarn.storage.lake import Lake
+
+LOAD_ID = "_load_id"
+LOADED_AT = "_loaded_at"
+SOURCE_FILE = "_source_file"
+MEMORY = "512MB"
+"""What DuckDB may hold for all tables that are being loaded, before it spills."""
+
+
+class Desk:
+    """The lake and one DuckDB to read it, for all threads of a run. Loading the extensions takes
+    DuckDB longer than most of what it is asked."""
+
+    def __init__(self, lake: Lake, folder: Path) -> None:
+        self.lake = lake
+        self._connection = duckdb.connect()
+        self._connection.execute(f"set memory_limit = '{MEMORY}'")
+        self._connection.execute("set temp_directory = ?", [str(folder)])
+        prepare(self._connection, lake)
+
+    @contextmanager
+    def session(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        """A connection for one thread; what it registers is its own."""
+        with self._connection.cursor() as cursor:
+            cursor.execute("set TimeZone = 'UTC'")
+            yield cursor
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+@dataclass(frozen=True)
+class Landed:
+    """A raw table as it was when the load began; it may not exist."""
+
+    desk: Desk
+    name: str
+
+    @cached_property
+    def table(self) -> DeltaTable | None:
+        return self.desk.lake.table(self.name)
+
+    @cached_property
+    def schema(self) -> pa.Schema | None:
+        """Arrow schema of the table's own columns, without those that every raw table has."""
+        if self.table is None:
+            return None
+        schema = pa.schema(self.table.schema().to_arrow())
+        return pa.schema([field for field in schema if field.name not in (LOAD_ID, LOADED_AT)])
+
+    @cached_property
+    def rows(self) -> int:
+        if self.table is None:
+            return 0
+        return int(self._fetch(f"select count(*) from ({self.select})"))
+
+    @property
+    def select(self) -> str:
+        """SQL that reads the table."""
+        assert self.table is not None
+        return select_from(self.table)
+
+    def maximum(self, column: str) -> Any:
+        """The highest value of a column; None without table, column or value."""
+        if self.schema is None or column not in self.schema.names:
+            return None
+        return self._fetch(f"select max({identifier(column)}) from ({self.select})")
+
+    def from_on(self, column: str, value: Any) -> str:
+        """Condition on the rows whose `column` is `value`, higher, or unknown."""
+        name = identifier(column)
+        return f"({name} >= {duckdb.ConstantExpression(value)} or {name} is null)"
+
+    def _fetch(self, sql: str) -> Any:
+        with self.desk.session() as connection:
+            row = connection.execute(sql).fetchone()
+            return row[0] if row else None

@@ -1,0 +1,162 @@
+"""What loads leave behind beside the rows: `tarn.loads`, their history, and `tarn.files`, the
+files that have been loaded, by content."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from threading import Lock
+from typing import Literal
+
+import pyarrow as pa
+
+from tarn.ingestion.landed import Desk
+from tarn.storage.duck import select_from
+from tarn.storage.writer import write
+
+LOADS = "tarn.loads"
+FILES = "tarn.files"
+CHECK_AGAIN = timedelta(hours=1)
+"""A load that found nothing is recorded once in so long: freshness can be told, and looking
+every minute does not fill the lake."""
+_ONE_AT_A_TIME = Lock()
+
+Status = Literal["loaded", "unchanged", "failed"]
+_TEXT, _COUNT, _INSTANT = pa.string(), pa.int64(), pa.timestamp("us")
+_LOADS = pa.schema(
+    {
+        "load_id": _TEXT,
+        "system": _TEXT,
+        "table_name": _TEXT,
+        "status": _TEXT,
+        "rows_read": _COUNT,
+        "rows_accepted": _COUNT,
+        "rows_quarantined": _COUNT,
+        "rows_deduplicated": _COUNT,
+        "started_at": _INSTANT,
+        "finished_at": _INSTANT,
+        "error": _TEXT,
+    }
+)
+_FILES = pa.schema(
+    {
+        "system": _TEXT,
+        "table_name": _TEXT,
+        "path": _TEXT,
+        "fingerprint": _TEXT,
+        "bytes": _COUNT,
+        "modified_at": _INSTANT,
+        "load_id": _TEXT,
+    }
+)
+
+
+@dataclass
+class Counts:
+    """Rows of one table in one load. read = accepted + quarantined + deduplicated."""
+
+    read: int = 0
+    accepted: int = 0
+    quarantined: int = 0
+    deduplicated: int = 0
+    """Came twice, or were in the lake already."""
+
+    @property
+    def moved(self) -> int:
+        return self.accepted + self.quarantined
+
+
+@dataclass(frozen=True)
+class TableLoad:
+    """How the load of one table went."""
+
+    system: str
+    table: str
+    """Name in the lake's schema `raw_<system>`; children of nested rows have their own."""
+    status: Status
+    counts: Counts
+    started_at: datetime
+    """UTC without zone, as all instants in the lake."""
+    finished_at: datetime
+    error: str | None = None
+    """What went wrong, where, and what to do. Without secrets."""
+    notes: tuple[str, ...] = field(default=())
+    """Drift that was let in, column by column."""
+
+    @property
+    def seconds(self) -> float:
+        return (self.finished_at - self.started_at).total_seconds()
+
+
+@dataclass(frozen=True)
+class LoadedFile:
+    """A file as it was when it was loaded."""
+
+    path: str
+    fingerprint: str
+    bytes: int
+    modified_at: datetime
+    load_id: str
+
+
+def now() -> datetime:
+    return datetime.now(UTC).replace(tzinfo=None)
+
+
+def record(desk: Desk, load_id: str, tables: Sequence[TableLoad]) -> None:
+    """Append the loads that moved rows or failed, and checks that found nothing now and then."""
+    with _ONE_AT_A_TIME:
+        recent = _checked_lately(desk)
+        rows = [
+            _load_row(load_id, table)
+            for table in tables
+            if table.status != "unchanged" or (table.system, table.table) not in recent
+        ]
+        if rows:
+            write(desk.lake, LOADS, pa.Table.from_pylist(rows, _LOADS), mode="append")
+
+
+def remember(desk: Desk, system: str, table: str, files: Iterable[LoadedFile]) -> None:
+    """Note files as loaded. Comes after their rows: a load killed between repeats them."""
+    rows = [{"system": system, "table_name": table, **vars(file)} for file in files]
+    with _ONE_AT_A_TIME:
+        write(desk.lake, FILES, pa.Table.from_pylist(rows, _FILES), mode="append")
+
+
+def remembered(desk: Desk, system: str, table: str) -> Mapping[str, LoadedFile]:
+    """The files loaded into a table, by path, as they were last."""
+    known = desk.lake.table(FILES)
+    if known is None:
+        return {}
+    columns = "path, fingerprint, bytes, modified_at, load_id"
+    sql = f"""
+        select {columns} from ({select_from(known)})
+        where system = ? and table_name = ? order by load_id
+    """
+    with desk.session() as connection:
+        rows = connection.execute(sql, [system, table]).fetchall()
+    return {row[0]: LoadedFile(*row) for row in rows}
+
+
+def _checked_lately(desk: Desk) -> set[tuple[str, str]]:
+    known = desk.lake.table(LOADS)
+    if known is None:
+        return set()
+    sql = f"select distinct system, table_name from ({select_from(known)}) where finished_at > ?"
+    with desk.session() as connection:
+        return set(connection.execute(sql, [now() - CHECK_AGAIN]).fetchall())
+
+
+def _load_row(load_id: str, table: TableLoad) -> dict[str, object]:
+    return {
+        "load_id": load_id,
+        "system": table.system,
+        "table_name": table.table,
+        "status": table.status,
+        "rows_read": table.counts.read,
+        "rows_accepted": table.counts.accepted,
+        "rows_quarantined": table.counts.quarantined,
+        "rows_deduplicated": table.counts.deduplicated,
+        "started_at": table.started_at,
+        "finished_at": table.finished_at,
+        "error": table.error,
+    }

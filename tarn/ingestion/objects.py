@@ -1,0 +1,143 @@
+"""Objects of unknown shape made into tables by dlt: lists in a row become child tables.
+
+dlt works in a folder that is thrown away. A row's `_dlt_id` is a hash of all that was delivered
+of it, children included: a row whose `_dlt_id` the lake has is the same row, and children belong
+to one version of their row. Text stays text: dlt's guess at timestamps is off.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dlt
+import pyarrow as pa
+import pyarrow.parquet as pq
+from dlt.common.schema.typing import TTableSchema
+from dlt.extract import DltSource
+
+from tarn.ingestion.landed import SOURCE_FILE, Desk
+from tarn.ingestion.sources import BATCH_ROWS
+from tarn.ingestion.types import named
+from tarn.storage.duck import identifier, literal
+
+ID = "_dlt_id"
+ROOT_ID = "_dlt_root_id"
+_LOAD = "_dlt_load_id"
+_NUMBERS = ("bigint", "double")
+
+
+@dataclass(frozen=True)
+class Unpacked:
+    """A table as dlt left it: Parquet files."""
+
+    name: str
+    files: tuple[str, ...]
+    columns: tuple[str, ...]
+    """SQL of each column."""
+    types: Mapping[str, pa.DataType]
+    """Types of columns that are delivered as text because their values were of several types."""
+    desk: Desk
+
+    def sql(self, condition: str = "true") -> str:
+        """SQL of the rows for which a condition is true."""
+        files = ", ".join(literal(file) for file in self.files)
+        chosen = ", ".join(self.columns)
+        read = f"read_parquet([{files}], union_by_name = true)"
+        return f"select {chosen} from {read} where {condition}"
+
+    def rows(self) -> int:
+        return sum(pq.read_metadata(file).num_rows for file in self.files)
+
+    def batches(self, condition: str = "true") -> Iterator[pa.RecordBatch]:
+        with self.desk.session() as connection:
+            reader = connection.execute(self.sql(condition)).to_arrow_reader(BATCH_ROWS)
+            yield pa.RecordBatch.from_pylist([], schema=reader.schema)
+            yield from reader
+
+
+def unpack(
+    source: DltSource,
+    table: str,
+    folder: Path,
+    types: Mapping[str, str],
+    is_keyed: bool,
+    desk: Desk,
+) -> list[Unpacked]:
+    """The table and its children, parents first; empty if the source gave no object.
+
+    types are declared ones: a column declared as text is not to be taken for a number. Objects
+    without key are told apart by how often the same one came before.
+    """
+    resource = source.resources[table]
+    resource.add_map(_identify(is_keyed))
+    resource.apply_hints(
+        columns={name: {"data_type": "text"} for name, kind in types.items() if kind == "text"}
+    )
+    source.root_key = True
+    source.schema.remove_type_detection("iso_timestamp")
+    pipeline = dlt.pipeline(
+        table,
+        pipelines_dir=str(folder),
+        destination=dlt.destinations.filesystem(folder.as_uri()),
+        dataset_name=table,
+    )
+    pipeline.extract(source, loader_file_format="parquet", workers=1)
+    pipeline.normalize(workers=1)
+    files: dict[str, list[str]] = {}
+    for load in pipeline.list_normalized_load_packages():
+        for job in pipeline.get_load_package_info(load).jobs["new_jobs"]:
+            files.setdefault(job.job_file_info.table_name, []).append(job.file_path)
+    tables = pipeline.default_schema.tables
+    family = [name for name in tables if name in files and _root(tables, name) == table]
+    return [_unpacked(tables[name], files[name], desk) for name in sorted(family, key=len)]
+
+
+def _identify(is_keyed: bool) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Gives each object its `_dlt_id`."""
+    seen: Counter[str] = Counter()
+
+    def identified(item: dict[str, Any]) -> dict[str, Any]:
+        told = {key: value for key, value in item.items() if not (is_keyed and key == SOURCE_FILE)}
+        text = json.dumps(told, sort_keys=True, default=str)
+        mark = hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
+        if not is_keyed:
+            seen[mark] += 1
+            mark = f"{mark}-{seen[mark]}"
+        return {**item, ID: mark}
+
+    return identified
+
+
+def _root(tables: Mapping[str, TTableSchema], name: str) -> str:
+    parent = tables[name].get("parent")
+    return _root(tables, parent) if parent else name
+
+
+def _unpacked(table: TTableSchema, files: Sequence[str], desk: Desk) -> Unpacked:
+    """A column whose values came in several types is in several columns: `x`, `x__v_text` …"""
+    variants: dict[str, list[tuple[str, str]]] = {}
+    plain: dict[str, str] = {}
+    for name, column in table["columns"].items():
+        kind = column.get("data_type")
+        if kind is None or name == _LOAD:
+            continue
+        if column.get("variant"):
+            variants.setdefault(name.rpartition("__v_")[0], []).append((name, kind))
+        else:
+            plain[name] = kind
+    columns = {name: identifier(name) for name in plain}
+    types: dict[str, pa.DataType] = {}
+    for name, others in variants.items():
+        kinds = [plain[name], *(kind for _, kind in others)]
+        names = [identifier(each) for each in (name, *(other for other, _ in others))]
+        if all(kind in _NUMBERS for kind in kinds):
+            columns[name] = f"coalesce({', '.join(f'cast({each} as double)' for each in names)})"
+        else:
+            columns[name] = f"coalesce({', '.join(f'cast({each} as varchar)' for each in names)})"
+            types[name] = named(plain[name] if plain[name] != "bool" else "boolean")
+        columns[name] += f" as {identifier(name)}"
+    return Unpacked(str(table["name"]), tuple(files), tuple(columns.values()), types, desk)

@@ -1,0 +1,157 @@
+"""Column types: how YAML names them, how raw tables keep them, and casts that change no value."""
+
+import re
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tarn.storage.types import deltable
+
+_NAMED: dict[str, pa.DataType] = {
+    "text": pa.string(),
+    "bigint": pa.int64(),
+    "integer": pa.int32(),
+    "double": pa.float64(),
+    "boolean": pa.bool_(),
+    "date": pa.date32(),
+    "timestamp": pa.timestamp("us"),
+    "binary": pa.binary(),
+}
+_DECIMAL = re.compile(r"decimal\((\d+), ?(\d+)\)")
+TYPE_PATTERN = rf"^({'|'.join(_NAMED)}|decimal\(\d+, ?\d+\))$"
+_TEXT_FORM = {
+    pa.int64(): r"\s*[-+]?\d+\s*",
+    pa.int32(): r"\s*[-+]?\d+\s*",
+    pa.date32(): r"\s*\d{4}-\d{1,2}-\d{1,2}\s*",
+}
+"""What text must look like, where DuckDB's own cast would round or cut it."""
+_NOISE = 1e-9
+"""Relative error of binary fractions: 0.1 + 0.2 is 0.3, but 0.125 is no amount of two digits."""
+
+
+def named(name: str) -> pa.DataType:
+    """The Arrow type of a type's name in YAML; raises ValueError for an unknown one."""
+    if name not in _NAMED and not _DECIMAL.fullmatch(name):
+        raise ValueError(f"unknown type {name!r}; known: {', '.join(_NAMED)}, decimal(12,2)")
+    if match := _DECIMAL.fullmatch(name):
+        precision, scale = int(match[1]), int(match[2])
+        if not 0 <= scale <= precision <= 38 or precision < 1:
+            raise ValueError(f"{name}: at most 38 digits, scale no larger than they")
+        return pa.decimal128(precision, scale)
+    return _NAMED[name]
+
+
+def shown(kind: pa.DataType) -> str:
+    """The name of an Arrow type as users write it."""
+    if pa.types.is_decimal(kind):
+        return f"decimal({kind.precision},{kind.scale})"
+    if pa.types.is_timestamp(kind):
+        return "timestamp"
+    return next((name for name, known in _NAMED.items() if known == kind), str(kind))
+
+
+def landing(field: pa.Field, where: str) -> pa.DataType:
+    """The type under which a raw table keeps a column: an instant as UTC without zone, a time
+    of day as text, all else as Delta has it. Raises TarnError where there is none."""
+    if pa.types.is_timestamp(field.type):
+        return pa.timestamp("us")
+    if pa.types.is_time(field.type):
+        return pa.string()
+    return deltable(pa.schema([field]), where).field(0).type
+
+
+def exact_cast(column: pa.Array, target: pa.DataType) -> tuple[pa.Array, pa.Array | None]:
+    """The column as `target`, and a mask of the values that are not exactly representable in it.
+
+    Those are null in the result. The mask is None when there are none.
+    """
+    if column.type == target:
+        return column, None
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    try:
+        result = _fast(column, target)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        result = _slow(column, target)
+    if not _may_round(column.type, target) and result.null_count == column.null_count:
+        return result, None
+    return _without_bad(column, result)
+
+
+def _fast(column: pa.Array, target: pa.DataType) -> pa.Array:
+    if pa.types.is_timestamp(column.type) and column.type.tz and pa.types.is_timestamp(target):
+        # Arrow keeps UTC inside; dropping the zone leaves the instant in UTC.
+        column = pc.cast(column, pa.timestamp(column.type.unit, "UTC"))
+        column = pc.cast(column, pa.timestamp(column.type.unit))
+    if pa.types.is_integer(column.type) and pa.types.is_boolean(target):
+        return _round_trip(column, target)
+    return pc.cast(column, target)
+
+
+def _slow(column: pa.Array, target: pa.DataType) -> pa.Array:
+    """As `_fast`, but a value that cannot be cast is null instead of the end of all."""
+    if pa.types.is_binary(column.type) and pa.types.is_string(target):
+        return pa.array([_decoded(value.as_py()) for value in column], target)
+    fraction = pa.types.is_floating(column.type) or pa.types.is_decimal(column.type)
+    if not (fraction or pa.types.is_string(column.type) or pa.types.is_decimal(target)):
+        return _round_trip(column, target)
+    kind = {pa.string(): "varchar", pa.timestamp("us"): "timestamptz"}.get(target, shown(target))
+    cast = f"try_cast(value as {kind})"
+    if pa.types.is_timestamp(target):
+        # A cast to a naive timestamp ignores the offset in the text.
+        cast = f"cast({cast} as timestamp)"
+    if form := pa.types.is_string(column.type) and _TEXT_FORM.get(target):
+        cast = f"case when regexp_full_match(value, '{form}') then {cast} end"
+    if fraction and pa.types.is_integer(target):
+        cast = f"case when value = trunc(value) then {cast} end"
+    with duckdb.connect() as session:
+        session.execute("set TimeZone = 'UTC'")
+        session.register("incoming", pa.table({"value": column}))
+        result = session.execute(f"select {cast} as value from incoming").to_arrow_table()
+    return pc.cast(result["value"].combine_chunks(), target)
+
+
+def _round_trip(column: pa.Array, target: pa.DataType) -> pa.Array:
+    there = pc.cast(column, target, safe=False)
+    same = pc.equal(pc.cast(there, column.type, safe=False), column)
+    return pc.if_else(pc.fill_null(same, False), there, pa.scalar(None, target))
+
+
+def _decoded(value: bytes | None) -> str | None:
+    try:
+        return None if value is None else value.decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def _may_round(source: pa.DataType, target: pa.DataType) -> bool:
+    return pa.types.is_decimal(target) and not pa.types.is_integer(source)
+
+
+def _without_bad(column: pa.Array, result: pa.Array) -> tuple[pa.Array, pa.Array | None]:
+    bad = pc.and_not(pc.is_null(result), pc.is_null(column))
+    if _may_round(column.type, result.type):
+        bad = pc.or_(bad, _rounded(column, result))
+    if not pc.any(bad).as_py():
+        return result, None
+    return pc.if_else(bad, pa.scalar(None, result.type), result), bad
+
+
+def _rounded(column: pa.Array, result: pa.Array) -> pa.Array:
+    """Where a decimal stands further from the original than binary fractions do anyway."""
+    if pa.types.is_decimal(column.type):
+        return pc.fill_null(pc.not_equal(result, column), False)
+    if pa.types.is_string(column.type):
+        # Arrow refuses text with too many digits and DuckDB rounds it: compare as numbers.
+        column = _slow(column, pa.float64())
+    distance = pc.abs(pc.subtract(pc.cast(result, pa.float64()), column))
+    allowed = pc.multiply(pc.max_element_wise(pc.abs(column), 1.0), _NOISE)
+    return pc.fill_null(pc.greater(distance, allowed), False)
+
+
+def plain(value: Any) -> str:
+    """A value in a message: short, on one line."""
+    text = str(value).replace("\n", " ")
+    return text if len(text) <= 60 else f"{text[:57]}…"

@@ -1,0 +1,256 @@
+"""What a project's exposures declare under `config.meta.run`, read from dbt's manifest.
+
+A dashboard's tiles are validated here, before anything is queried: an unknown key is an error
+that names the file, the line, the tile and the nearest key.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
+
+from tarn.errors import TarnError
+from tarn.serving.formats import check_format
+from tarn.strict_yaml import Location, YamlFile, nearest, read
+
+_OtherKind = Literal["api", "alert", "features", "training_set", "sync"]
+KINDS = ("dashboard", *get_args(_OtherKind), "docs")
+Format = Annotated[str, AfterValidator(check_format)]
+Width = Annotated[int, Field(ge=1, le=12)]
+
+
+class Spec(BaseModel):
+    """A piece of YAML: unknown keys are refused and nothing changes after it is read."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Compare(Spec):
+    """What a figure is held against, as a change."""
+
+    label: str
+    sql: str | None = None
+    """Gives one value. Without it the figure's row before the last is taken."""
+    better: Literal["higher", "lower", "neither"] = "higher"
+
+
+class _Tile(Spec):
+    """A titled place on a page and the query behind it: SQL, or a metric cut by dimensions."""
+
+    title: str
+    width: Width = 12
+    """In twelfths of the page; a narrow screen stacks the tiles."""
+    sql: str | None = None
+    metric: str | None = None
+    group_by: tuple[str, ...] = ()
+    where: dict[str, str | int | bool | tuple[str | int, ...]] = {}
+    """Dimensions of the metric and the value, or one of the values, that each must have."""
+    note: str | None = None
+
+    @model_validator(mode="after")
+    def _one_query(self) -> "_Tile":
+        if (self.sql is None) == (self.metric is None):
+            raise ValueError("give either sql or metric")
+        if self.sql is not None and (self.group_by or self.where):
+            raise ValueError("group_by and where belong to a metric; with sql, write them in SQL")
+        return self
+
+
+class Figure(_Tile):
+    """A headline number: the last column of the last row. Rows before it are its trend."""
+
+    kind: Literal["figure"]
+    width: Width = 3
+    format: Format | None = None
+    compare: Compare | None = None
+
+
+class Chart(_Tile):
+    """A drawing of all rows by a Vega-Lite spec, which is given the data, size and theme."""
+
+    kind: Literal["chart"]
+    spec: dict[str, Any]
+
+    @model_validator(mode="after")
+    def _stands_alone(self) -> "Chart":
+        if "data" in self.spec:
+            raise ValueError("spec holds data; the tile's sql or metric is the data")
+        if _holds(self.spec, "url"):
+            raise ValueError("spec reads a url; a page asks nothing of other places")
+        return self
+
+
+def _holds(node: Any, key: str) -> bool:
+    if isinstance(node, Mapping):
+        return key in node or any(_holds(child, key) for child in node.values())
+    return isinstance(node, list | tuple) and any(_holds(child, key) for child in node)
+
+
+class Table(_Tile):
+    """All rows as they come; column aliases are the headings."""
+
+    kind: Literal["table"]
+    format: dict[str, Format] = {}
+    """By column."""
+
+
+Tile = Annotated[Figure | Chart | Table, Field(discriminator="kind")]
+
+
+class Dashboard(Spec):
+    """One page."""
+
+    kind: Literal["dashboard"]
+    page: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+    """Name of the file, without .html."""
+    title: str
+    subtitle: str | None = None
+    as_of: str | None = None
+    """SQL that gives the last moment the page's data knows of."""
+    tiles: Annotated[tuple[Tile, ...], Field(min_length=1)]
+
+
+class Docs(Spec):
+    """The documentation site itself."""
+
+    kind: Literal["docs"]
+
+
+class Other(BaseModel):
+    """An output that another part of the engine runs; its keys are checked there."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+    kind: _OtherKind
+
+
+Run = Annotated[Dashboard | Docs | Other, Field(discriminator="kind")]
+_SHAPES: Mapping[str, type[Spec]] = {
+    "dashboard": Dashboard,
+    "docs": Docs,
+    "figure": Figure,
+    "chart": Chart,
+    "table": Table,
+    "compare": Compare,
+}
+"""The models by the name under which pydantic reports a place in them."""
+_TILE_KINDS = ("figure", "chart", "table")
+_TAGS = (*KINDS, *_TILE_KINDS)
+"""Parts of such a place that stand for a choice of model, not for a key."""
+
+
+@dataclass(frozen=True)
+class Exposure:
+    """One exposure of the project: an output, who answers for it and how it runs."""
+
+    name: str
+    unique_id: str
+    type: str
+    """dbt's word: dashboard, application, ml, …"""
+    title: str
+    description: str
+    owner: str
+    file: str
+    """Path from the project's folder."""
+    depends_on: tuple[str, ...]
+    """dbt's unique ids of the models and metrics behind it."""
+    run: Dashboard | Docs | Other | None
+
+
+def read_exposures(manifest: Mapping[str, Any], project: Path) -> list[Exposure]:
+    """All exposures of a dbt manifest, by name. Files below `project` are read for line numbers."""
+    nodes = sorted(manifest["exposures"].values(), key=lambda node: str(node["name"]))
+    exposures = [_read_exposure(node, project) for node in nodes]
+    pages: dict[str, Exposure] = {}
+    for exposure in exposures:
+        if isinstance(exposure.run, Dashboard):
+            other = pages.setdefault(exposure.run.page, exposure)
+            if other is not exposure:
+                raise TarnError(
+                    f"page {exposure.run.page!r} is also declared by {other.name} in {other.file}",
+                    f"{exposure.file}: {exposure.name}",
+                    "give one of the two another page",
+                )
+    return exposures
+
+
+def _read_exposure(node: Mapping[str, Any], project: Path) -> Exposure:
+    declared = {**node.get("meta", {}), **node["config"].get("meta", {})}.get("run")
+    name, file = str(node["name"]), str(node["original_file_path"])
+    title = node.get("label") or name.replace("_", " ").capitalize()
+    run = None if declared is None else parse_run(declared, name, _source(project, file, name))
+    owner = node.get("owner") or {}
+    return Exposure(
+        name=name,
+        unique_id=str(node["unique_id"]),
+        type=str(node["type"]),
+        title=run.title if isinstance(run, Dashboard) else title,
+        description=str(node.get("description") or ""),
+        owner=str(owner.get("name") or owner.get("email") or ""),
+        file=file,
+        depends_on=tuple(node["depends_on"]["nodes"]),
+        run=run,
+    )
+
+
+def parse_run(declared: Any, name: str, source: YamlFile) -> Dashboard | Docs | Other:
+    """The `run` of the exposure `name`; `source` tells the line of each key of it."""
+    kind = declared.get("kind") if isinstance(declared, Mapping) else None
+    if kind not in KINDS:
+        where = f"{source.where('kind')}: {name}"
+        raise TarnError(f"unknown kind of run {kind!r}", where, f"one of {', '.join(KINDS)}")
+    try:
+        run: Dashboard | Docs | Other = TypeAdapter(Run).validate_python(declared)
+    except ValidationError as error:
+        raise _explain(error, declared, name, source) from None
+    return run
+
+
+def _source(project: Path, file: str, name: str) -> YamlFile:
+    """The `run` of an exposure as if it were a file of its own, with the lines of its real one."""
+    whole = read(project / file, file)
+    lines: dict[Location, int] = {}
+    for index, exposure in enumerate(whole.data["exposures"]):
+        for between in (("meta",), ("config", "meta")) if exposure["name"] == name else ():
+            at = ("exposures", index, *between, "run")
+            below = (key for key in whole.lines if key[: len(at)] == at)
+            lines.update({key[len(at) :]: whole.lines[key] for key in below})
+    return YamlFile(file, None, lines)
+
+
+def _explain(
+    error: ValidationError, declared: Mapping[str, Any], name: str, source: YamlFile
+) -> TarnError:
+    """The first thing wrong, in the words of someone who wrote the YAML."""
+    first = error.errors(include_url=False)[0]
+    keys = tuple(key for key in first["loc"] if key not in _TAGS)
+    where = f"{source.where(*keys)}: {name}{_tile_title(declared, keys)}"
+    match first["type"]:
+        case "extra_forbidden":
+            shape = _SHAPES[[str(part) for part in first["loc"][:-1] if part in _SHAPES][-1]]
+            what = f"unknown key {keys[-1]!r}{nearest(str(keys[-1]), list(shape.model_fields))}"
+        case "missing":
+            what = f"key {keys[-1]!r} is missing"
+        case "union_tag_invalid" | "union_tag_not_found":
+            what = f"unknown kind of tile; known: {', '.join(_TILE_KINDS)}"
+        case _:
+            place = ".".join(str(key) for key in keys if not isinstance(key, int))
+            what = ": ".join(filter(None, (place, first["msg"].removeprefix("Value error, "))))
+    return TarnError(what, where)
+
+
+def _tile_title(declared: Mapping[str, Any], keys: Location) -> str:
+    if len(keys) < 2 or keys[0] != "tiles":
+        return ""
+    tile = declared["tiles"][keys[1]]
+    title = tile.get("title") if isinstance(tile, Mapping) else None
+    return f": tile {title!r}" if title else f": tile {int(keys[1]) + 1}"

@@ -1,0 +1,37 @@
+"""The how-to pages do what they say: their files are written and their commands run, in order."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.engine.conftest import ROOT, run
+
+BLOCK = re.compile(
+    r"(?:^`(?P<path>[\w/.]+)`\n)?^```(?P<language>\w+)\n(?P<text>.*?)^```$", re.M | re.S
+)
+
+
+@pytest.mark.parametrize(
+    ("page", "made"),
+    [
+        ("add-a-model", "lake/marts/fct_store_days"),
+        ("add-an-output", "site/dashboards/stores.html"),
+        ("read-a-failing-test", "target/run_results.json"),
+    ],
+)
+def test_a_page_can_be_followed_to_its_end(
+    own_project: Path, project_env: Mapping[str, str], page: str, made: str
+) -> None:
+    commands = 0
+    for block in BLOCK.finditer((ROOT / f"docs/how-to/{page}.md").read_text()):
+        if block["path"]:
+            (own_project / block["path"]).write_text(block["text"])
+        elif block["language"] == "shell":
+            done = run(own_project, project_env, "sh", "-ec", block["text"])
+            assert done.returncode == 0, f"{block['text']}\n{done.stdout}\n{done.stderr}"
+            assert "WARN" not in done.stdout.replace("WARN=0", "")
+            commands += 1
+    assert commands
+    assert (own_project / made).exists()
