@@ -104,7 +104,7 @@ class _Talks:
         change = f"{known.name} from {shown(known.type)} to {target and shown(target)}"
         if target is None or self._fits(target, known.type):
             self.fields.append(pa.field(known.name, known.type))
-        elif self.contract.types == "widen" and loses_nothing(known.type, target):
+        elif self.contract.types == "widen" and self._widens(known.type, target):
             self.fields.append(pa.field(known.name, target))
             self.widened[known.name] = target
             self.notes.append(f"widened column {change}")
@@ -129,8 +129,15 @@ class _Talks:
         return Shape(pa.schema(self.fields), self.widened, tuple(self.notes))
 
     def _fits(self, target: pa.DataType, known: pa.DataType) -> bool:
-        whole = pa.types.is_integer(target) and pa.types.is_floating(known)
-        return loses_nothing(target, known) or (whole and self.terms.is_objects)
+        return loses_nothing(target, known) or self._is_whole_for_fraction(target, known)
+
+    def _widens(self, known: pa.DataType, target: pa.DataType) -> bool:
+        return loses_nothing(known, target) or self._is_whole_for_fraction(known, target)
+
+    def _is_whole_for_fraction(self, source: pa.DataType, target: pa.DataType) -> bool:
+        """JSON writes 2.0 as 2. Each value is checked when it is cast."""
+        numbers = pa.types.is_integer(source) and pa.types.is_floating(target)
+        return numbers and self.terms.is_objects
 
 
 class Sieve:
@@ -225,7 +232,7 @@ class Sieve:
             try:
                 self._session.execute(f"select cast(({rule}) as boolean) from incoming")
             except duckdb.Error as error:
-                what = str(error).partition("\n")[0]
+                what = " ".join(str(error).partition("\n\nLINE")[0].split())
                 raise TarnError(f"rule {rule!r}: {what}", self.terms.where("rules", i)) from error
 
 

@@ -113,7 +113,7 @@ class SqlTable(Table):
 
 class FilesTable(Table):
     path: str
-    """File or glob pattern below the connection's folder: promotions/*.parquet. A changed file's
+    """File or glob pattern below the connection's folder: orders/*.parquet. A changed file's
     rows take the place of those it gave before."""
     format: Literal["csv", "json", "parquet"] | None = None
     """Format of the files, if their names do not tell. Values in CSV and text in JSON stay text

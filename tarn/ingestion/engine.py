@@ -23,6 +23,7 @@ from tarn.ingestion.landed import Desk
 from tarn.ingestion.ledger import Counts, Status, TableLoad, now, record
 from tarn.ingestion.load import Loaded, load_table
 from tarn.ingestion.masking import causes, message
+from tarn.ingestion.quarantine import take_in_left
 from tarn.ingestion.sources import Source
 from tarn.ingestion.sources.http import http_failure
 from tarn.progress import Progress, progress
@@ -111,6 +112,7 @@ def _ingest_alone(
     load = Load(desk, new_load_id(), now(), folder)
     load.folder.mkdir()
     error = None
+    take_in_left(desk, wanted.name, load.transaction)
     try:
         wanted = wanted.resolved(home)
         source = kind(wanted, home)

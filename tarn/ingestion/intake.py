@@ -1,7 +1,7 @@
 """One table's rows on their way from a source into the lake, as a stream.
 
-Rows are cast and sifted by the contract; those that break it go to quarantine when the stream
-ends, so before the commit of the others. Then, only where it can matter, DuckDB keeps the last
+Rows are cast and sifted by the contract; those that break it are made safe when the stream ends,
+so before the commit of the others. Then, only where it can matter, DuckDB keeps the last
 row of each key and drops the rows that the lake holds already.
 
 Rows are asked for from the highest cursor on, itself included: another row may have got the
@@ -96,10 +96,12 @@ class Intake:
         self._open.close()
         self._open = ExitStack()
 
-    def check(self, written: int) -> None:
-        """What was read must be accounted for, row by row."""
-        self.counts.accepted = written
+    def settle(self, written: int) -> None:
+        """Rows were written: let the others into quarantine, and account for each that was read."""
         counts = self.counts
+        counts.accepted = written
+        counts.quarantined = self.quarantine.commit(self.load.transaction)
+        counts.deduplicated += self.quarantine.count - counts.quarantined
         if counts.read != counts.accepted + counts.quarantined + counts.deduplicated:
             raise TarnError(
                 f"rows do not add up: {counts}", self.terms.name, "report this as a bug"
@@ -140,8 +142,7 @@ class Intake:
                 self._passed += sifted.good.num_rows
                 self.task.advance(batch.num_rows)
             sieve.check_flips()
-            self.counts.quarantined = quarantine.commit(self.load.transaction)
-            self.counts.deduplicated += quarantine.count - self.counts.quarantined
+            quarantine.hold()
         except BaseException as failure:
             self.failure = failure
             raise
@@ -209,17 +210,17 @@ class Intake:
         return [*keys, _CONTENT], f"hash({', '.join(content)}) as {_CONTENT}"
 
     def _in_lake(self, columns: Sequence[str]) -> str:
-        """The lake's rows that may come again; a column they lack is null."""
-        landed = self.landed.schema
-        assert landed is not None
-        schema = self._sifted_schema()
-        chosen = ", ".join(
-            identifier(name)
-            if name in landed.names
-            else f"cast(null as {_sql_type(schema.field(name).type)}) as {identifier(name)}"
-            for name in columns
-        )
-        return f"select {chosen} from ({self.landed.select}) where {self.extract.redelivered}"
+        """The lake's rows that may come again, in this load's types; a column they lack is null."""
+        assert self.landed.schema is not None
+        assert self.shape is not None
+        chosen = [identifier(name) for name in columns]
+        for i, name in enumerate(columns):
+            if name not in self.landed.schema.names or name in self.shape.widened:
+                value = chosen[i] if name in self.shape.widened else "null"
+                kind = _sql_type(self.shape.schema.field(name).type)
+                chosen[i] = f"cast({value} as {kind}) as {chosen[i]}"
+        rows = f"({self.landed.select}) where {self.extract.redelivered}"
+        return f"select {', '.join(chosen)} from {rows}"
 
 
 def _sql_type(kind: pa.DataType) -> str:

@@ -77,7 +77,7 @@ def _load_rows(load: Load, terms: Terms, extract: Extract, landed: Landed, task:
 
 
 def _done(intake: Intake, written: int) -> Loaded:
-    intake.check(written)
+    intake.settle(written)
     table = intake.terms.name.partition(".")[2]
     return Loaded(table, intake.counts, intake.shape.notes if intake.shape else ())
 
@@ -310,6 +310,7 @@ def _load_child(parent: Intake, child: Unpacked, waiting: Path) -> Loaded:
         reason = f"its row of {terms.name} is in quarantine"
         quarantine.add(batch, [reason] * batch.num_rows)
     counts = loaded.counts
+    quarantine.hold()
     counts.quarantined += (fresh := quarantine.commit(load.transaction))
     counts.deduplicated += child.rows() - counts.read - fresh
     counts.read = child.rows()

@@ -1,23 +1,31 @@
 """Rows that broke their contract, kept with the reason in `quarantine_<system>.<table>`.
 
-A row has the same `_id` however often it is delivered, so one that comes again, after a killed
-load for example, is kept once.
+They must be safe before the other rows of their load are, as those move the cursor on. But they
+are only known when the stream of the others ends, where Delta cannot be written: that would wait
+for the very threads that wait for the stream. So they are first put into a file of the lake, which
+is taken into the quarantine table after the commit of the others, or by the next load.
+
+A row has the same `_id` however often it is delivered, so it is kept once.
 """
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime
+from pathlib import Path
 
+import obstore
 import pyarrow as pa
+from obstore.exceptions import NotFoundError
 
 from tarn.errors import TarnError
 from tarn.ingestion.landed import LOAD_ID, LOADED_AT, Desk
-from tarn.storage.duck import select_from
+from tarn.storage.duck import literal, select_from
+from tarn.storage.lake import OWN_SCHEMA
 from tarn.storage.writer import write
 
 MOST_ROWS = 1_000_000
 """In one load of a table; beyond it the source has changed, and its rows are no longer dirt."""
-_TIMESTAMP = pa.timestamp("us")
 
 
 class Quarantine:
@@ -25,8 +33,8 @@ class Quarantine:
 
     def __init__(self, desk: Desk, table: str, load_id: str, at: datetime) -> None:
         self.desk, self.raw = desk, table
-        self.name = table.replace("raw_", "quarantine_", 1)
         self.load_id, self.at = load_id, at
+        self.file = f"{_waiting(table)}/{table.partition('.')[2]}.{load_id}.parquet"
         self.rows: list[pa.Table] = []
         self.count = 0
 
@@ -43,31 +51,27 @@ class Quarantine:
         texts = {"_reason": pa.array(reasons, pa.string()), "_row": self._as_json(rows)}
         self.rows.append(pa.table(texts))
 
+    def hold(self) -> None:
+        """Make the rows safe. Writes no Delta."""
+        if not self.rows:
+            return
+        lake = self.desk.lake
+        if lake.is_local:
+            Path(lake.root, self.file).parent.mkdir(parents=True, exist_ok=True)
+        with self.desk.session() as connection:
+            connection.register("rejected", pa.concat_tables(self.rows))
+            target = literal(f"{lake.root}/{self.file}")
+            marks = {"load_id": self.load_id, "at": self.at}
+            connection.execute(f"copy ({_IDENTIFIED}) to {target} (format parquet)", marks)
+
     def commit(self, transaction: tuple[str, int]) -> int:
-        """Put the rows into quarantine; how many of them were not there yet."""
-        if not self.rows or not self._fresh().num_rows:
-            return 0
-        written = write(
-            self.desk.lake,
-            self.name,
-            lambda: self._fresh().to_reader(),
-            mode="append",
-            properties={"tarn.load_id": self.load_id},
-            transaction=transaction,
-        )
-        return written.rows
+        """Take the rows that are held into the table; how many of them were not there yet."""
+        return _take_in(self.desk, self.raw, self.file, transaction) if self.rows else 0
 
     def values(self, column: str) -> list[str]:
         """What the rejected rows hold in a column, as text."""
         texts = (text.as_py() for rows in self.rows for text in rows["_row"])
         return [str(json.loads(text)[column]) for text in texts]
-
-    def _fresh(self) -> pa.Table:
-        known = self.desk.lake.table(self.name)
-        with self.desk.session() as connection:
-            connection.register("rejected", pa.concat_tables(self.rows))
-            seen = f"select _id from ({select_from(known)})" if known else "select '' as _id"
-            return connection.execute(_IDENTIFIED.format(seen=seen), _marks(self)).to_arrow_table()
 
     def _as_json(self, rows: pa.RecordBatch) -> pa.Array:
         with self.desk.session() as connection:
@@ -79,17 +83,50 @@ class Quarantine:
         return str(self.rows[0]["_reason"][0]) if self.rows else "every row"
 
 
+def take_in_left(desk: Desk, system: str, transaction: tuple[str, int]) -> None:
+    """What loads that were killed have held."""
+    folder = _waiting(f"raw_{system}.")
+    for file in [item["path"] for page in desk.lake.objects.list(folder) for item in page]:
+        table = file.rpartition("/")[2].partition(".")[0]
+        _take_in(desk, f"raw_{system}.{table}", file, transaction)
+
+
+def _take_in(desk: Desk, raw: str, file: str, transaction: tuple[str, int]) -> int:
+    """Rows of a file that the quarantine lacks go there; how many they were."""
+    name = raw.replace("raw_", "quarantine_", 1)
+    held = f"from read_parquet({literal(f'{desk.lake.root}/{file}')})"
+
+    def fresh() -> pa.Table:
+        known = desk.lake.table(name)
+        seen = f"anti join ({select_from(known)}) as seen using (_id)" if known else ""
+        with desk.session() as connection:
+            return connection.execute(f"select held.* {held} as held {seen}").to_arrow_table()
+
+    rows = 0
+    if fresh().num_rows:
+        rows = write(
+            desk.lake,
+            name,
+            lambda: fresh().to_reader(),
+            mode="append",
+            properties={"tarn.system": raw.partition(".")[0].removeprefix("raw_")},
+            transaction=transaction,
+        ).rows
+    with suppress(NotFoundError):
+        obstore.delete(desk.lake.objects, file)
+    return rows
+
+
+def _waiting(table: str) -> str:
+    """Folder of the lake where the rows of a system wait."""
+    return f"{OWN_SCHEMA}/quarantine/{table.partition('.')[0].removeprefix('raw_')}"
+
+
 _IDENTIFIED = f"""
     with counted as (
         select *, row_number() over (partition by _row, _reason) as nth from rejected
-    ), identified as (
-        select _reason, $load_id as {LOAD_ID}, cast($at as timestamp) as {LOADED_AT}, _row,
-            md5(_reason || chr(0) || _row || chr(0) || nth) as _id
-        from counted
     )
-    select identified.* from identified anti join ({{seen}}) as seen using (_id)
+    select _reason, $load_id as {LOAD_ID}, cast($at as timestamp) as {LOADED_AT}, _row,
+        md5(_reason || chr(0) || _row || chr(0) || nth) as _id
+    from counted
 """
-
-
-def _marks(quarantine: Quarantine) -> dict[str, object]:
-    return {"load_id": quarantine.load_id, "at": quarantine.at}

@@ -191,7 +191,7 @@ def _look(values: Iterator[Any]) -> str:
 
 
 def heading(column: str) -> str:
-    """`average_basket` as a heading: Average basket. An alias with a capital or space is kept."""
+    """`order_total` as a heading: Order total. An alias with a capital or space is kept."""
     words = column.replace("_", " ").strip()
     return words[:1].upper() + words[1:]
 

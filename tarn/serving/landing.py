@@ -127,5 +127,5 @@ def _nodes_by_table(manifest: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]
 
 
 def _opening(description: str) -> str:
-    """The first paragraph of a description, on one line."""
-    return " ".join(description.strip().split("\n\n")[0].split())
+    """The first paragraph of a description, on one line and without Markdown's code marks."""
+    return " ".join(description.strip().split("\n\n")[0].replace("`", "").split())

@@ -7,10 +7,9 @@ bytes again for the same release and declarations.
 
 import json
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -49,16 +48,14 @@ def build_site() -> Site:
     with (
         catalog.connect() as connection,
         _replacing(folder, scratch) as draft,
-        ThreadPoolExecutor(1) as thread,
-        ProcessPoolExecutor(1, get_context("spawn")) as process,
+        ThreadPoolExecutor(1) as beside,
     ):
-        library = thread.submit(pages.library)
+        # Starting a JavaScript engine takes two seconds, which pass while dbt works.
+        beside.submit(pages.library)
         target = generate_dbt_docs(here)
-        lineage = process.submit(write_lineage, target, draft / "lineage")
-        library.result()
         names = write_pages(draft, here.project_dir, target, connection)
         write_dbt_page(target, draft / "dbt")
-        lineage.result()
+        write_lineage(target, draft / "lineage")
         release = read_release(connection).number
     return Site(folder, release, tuple(folder / _dashboard_file(name) for name in names))
 

@@ -8,7 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from datetime import date, datetime
 from decimal import Decimal
@@ -62,6 +62,7 @@ class Project:
         assert list((self.path / ".tarn/ingestion").iterdir()) == []
         for table in (table for result in results for table in result.tables):
             counts = table.counts
+            print(table)
             assert counts.read == counts.accepted + counts.quarantined + counts.deduplicated
         return results
 
@@ -380,13 +381,13 @@ EVERY_TYPE = """
     create type mood as enum ('calm', 'cross');
     create domain price as numeric(8, 3);
     create table "Order Lines" (
-        "Line ID" bigint primary key, small smallint, exact numeric(12, 2), loose numeric, priced price,
-        ratio double precision, name text, code char(3), ok boolean, day date, at timestamp,
+        "Line ID" bigint primary key, small smallint, exact numeric(12, 2), loose numeric,
+        priced price, ratio double precision, name text, code char(3), ok boolean, day date, at timestamp,
         instant timestamptz not null, clock time, id uuid, doc jsonb, feeling mood, tags int[],
         bytes bytea, span interval, address inet);
     insert into "Order Lines" values
-        (1, 2, 1.25, 3.14159, 1.125, 0.5, 'ä"''', 'ab', true, '2017-01-01', '2017-01-01 10:00:00.123456',
-         '2017-01-01 10:00:00+02', '12:30', 'a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11', '{"a": [1]}',
+        (1, 2, 1.25, 3.14159, 1.125, 0.5, 'ä"''', 'ab', true, '2017-01-01',
+         '2017-01-01 10:00:00.123456', '2017-01-01 10:00:00+02', '12:30', 'a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11', '{"a": [1]}',
          'calm', '{1,2}', '\\x00ff', '1 day', '10.0.0.1'),
         (2, null, null, null, null, null, null, null, null, null, null, '2017-01-02 10:00:00+02',
          null, null, null, null, null, null, null, null);
@@ -523,7 +524,10 @@ def test_newer_files_win_for_the_same_key_and_json_children_follow_their_row(
 ) -> None:
     project.file("1.json", '[{"id": 1, "tags": [{"t": "a"}, {"t": "b"}]}, {"id": 2, "price": 1}]')
     project.declare(
-        "drop", "files", "drop", "  items: {path: '*.json*', primary_key: [id], write: merge}"
+        "drop",
+        "files",
+        "drop",
+        "  items: {path: '*.json*', primary_key: [id], write: merge, contract: {types: widen}}",
     )
     loads = project.load()
     assert _counts(loads["items"]) == (2, 2, 0, 0)
@@ -813,8 +817,8 @@ def test_a_load_killed_at_any_point_is_completed_by_the_next(
     for name in "abc":
         project.file(f"sales/{name}.csv", f"sale_id,sold_on\n{lines},yesterday\n")
     project.declare("drop", "files", "drop", DROP)
-    for delay in (0, 0.005, 0.03):
-        _kill_at(project, project.path / "lake" / landmark, delay)
+    assert _kill_at(project, project.path / "lake" / landmark, 0)
+    _kill_at(project, project.path / "lake" / landmark, 0.02)
     project.load()
     killed = _everything(project)
     subprocess.run(["rm", "-rf", project.path / "lake"], check=True)
@@ -822,7 +826,8 @@ def test_a_load_killed_at_any_point_is_completed_by_the_next(
     assert killed == _everything(project)
 
 
-def _kill_at(project: Project, landmark: Path, delay: float) -> None:
+def _kill_at(project: Project, landmark: Path, delay: float) -> bool:
+    """Whether the load was killed before it ended."""
     process = _start(project)
     before = set(landmark.rglob("*"))
     while process.poll() is None:
@@ -831,7 +836,7 @@ def _kill_at(project: Project, landmark: Path, delay: float) -> None:
             process.send_signal(signal.SIGKILL)
             break
         time.sleep(0.001)
-    process.wait()
+    return process.wait() == -signal.SIGKILL
 
 
 def _everything(project: Project) -> dict[str, Sequence[Row]]:
@@ -841,14 +846,12 @@ def _everything(project: Project) -> dict[str, Sequence[Row]]:
 
 
 def test_a_load_that_fails_halfway_writes_nothing(project: Project, api: tuple[Api, str]) -> None:
-    server, address = api
+    server, _ = api
     server.rows["coupons"] = [_coupon(i, i) for i in range(5)]
-    answers: Callable[[Any], Any] = server.answer
-    server.refuse = []
 
     def breaking(request: Any) -> Any:
         broken = "start" in request.params
-        return (400, {}, b"no more") if broken else answers(request)
+        return (400, {}, b"no more") if broken else server.answer(request)
 
     with serving(breaking) as address:
         _declare_api(project, address)

@@ -219,6 +219,22 @@ def test_all_pages_name_the_release_they_show(
             assert stamp.inner_text() == str(number)
 
 
+def test_lineage_follows_every_column_of_marts_and_outputs(site: Path) -> None:
+    lineage = json.loads((site / "lineage/colibri-manifest.json").read_text())
+    followed = {(edge["target"], edge["targetColumn"]) for edge in lineage["lineage"]["edges"]}
+    models = {
+        name: node["columns"]
+        for name, node in lineage["nodes"].items()
+        if node["schema"] in ("marts", "outputs") and node["nodeType"] == "model"
+    }
+    assert len(models) >= 15
+    assert [name for name in models if not any(name == target for target, _ in followed)] == []
+    # Made of nothing but the columns of one other model, so each comes from somewhere.
+    sales = models["model.tarn.fct_sales"]
+    assert {("model.tarn.fct_sales", column) for column in sales} <= followed
+    assert not (site / "lineage/colibri-parsing-errors.json").exists()
+
+
 def test_figures_and_tables_need_no_script(site: Path, browser: Browser) -> None:
     with opened(browser, site / DASHBOARD, java_script_enabled=False) as found:
         assert all(text.strip() for text in found.page.locator(".value").all_inner_texts())

@@ -61,7 +61,7 @@ lines as (
                 lines.basket_id = built.basket_id
                 and lines.line_number = built.line_number
         where
-            lines.loaded_at >= (select max(loaded_at) from {{ this }})
+            lines.loaded_at >= (select max(last.loaded_at) from {{ this }} as last)
             and (built.basket_id is null or lines.loaded_at > built.loaded_at)
     ),
 

@@ -109,9 +109,13 @@ class Files:
         assert isinstance(spec, FilesTable)
         system = self.declared.name
         known = remembered(landed.desk, system, table) if landed.table else {}
+        if spec.write == "replace":
+            last = max((file.load_id for file in known.values()), default="")
+            known = {path: file for path, file in known.items() if file.load_id == last}
         files = self._listed(spec, table, bool(known))
         changed = [file for file in files if not file.is_same(known.get(file.path))]
-        if not changed and (spec.write != "replace" or set(known) == {file.path for file in files}):
+        gone = set(known) - {file.path for file in files}
+        if not changed and not (gone and spec.write == "replace"):
             return None
         wanted = files if spec.write == "replace" else changed
         reading = _Reading(wanted, self._format(spec, wanted, table), table, landed, spec)

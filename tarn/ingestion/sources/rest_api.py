@@ -13,7 +13,14 @@ from dlt.extract import DltSource
 from dlt.sources.helpers.requests import Client
 from dlt.sources.rest_api import rest_api_source
 
-from tarn.ingestion.declarations import Declared, Endpoint, RestConnection, RestTable
+from tarn.ingestion.declarations import (
+    Declared,
+    Endpoint,
+    OffsetPaginator,
+    PageNumberPaginator,
+    RestConnection,
+    RestTable,
+)
 from tarn.ingestion.landed import Landed
 from tarn.ingestion.masking import secrets_in
 from tarn.ingestion.sources import Extract
@@ -61,9 +68,13 @@ def _session() -> Any:
     return client.session
 
 
-def _given(spec: Any) -> dict[str, Any]:
+def _given(spec: RestConnection | Endpoint) -> dict[str, Any]:
     """dlt's spelling of a declaration is ours."""
-    return dict(spec.model_dump(by_alias=True, exclude_none=True))
+    config = dict(spec.model_dump(by_alias=True, exclude_none=True))
+    if isinstance(spec.paginator, OffsetPaginator | PageNumberPaginator):
+        # Left out, dlt would look for a total and end in failure when there is none.
+        config["paginator"] = spec.paginator.model_dump()
+    return config
 
 
 def _endpoint(spec: RestTable, since: Any) -> Mapping[str, Any]:

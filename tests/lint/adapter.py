@@ -1,0 +1,7 @@
+"""Stand-in for dbt's adapter: any dispatched macro is a call of that name."""
+
+from collections.abc import Callable
+
+
+def dispatch(name: str, package: str | None = None) -> Callable[..., str]:
+    return lambda *arguments: f"{name}({', '.join(map(str, arguments))})"
