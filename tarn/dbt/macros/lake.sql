@@ -48,6 +48,18 @@
 {%- endmacro %}
 
 
+{#- What a materialization does, in the transaction between its hooks. -#}
+{% macro between_hooks() -%}
+    {{ run_hooks(pre_hooks, inside_transaction=False) }}
+    {{ run_hooks(pre_hooks, inside_transaction=True) }}
+    {{ caller() }}
+    {%- do apply_grants(this, config.get('grants')) -%}
+    {{ run_hooks(post_hooks, inside_transaction=True) }}
+    {%- do adapter.commit() -%}
+    {{ run_hooks(post_hooks, inside_transaction=False) }}
+{%- endmacro %}
+
+
 {#- Columns whose contract has a not_null constraint. -#}
 {% macro not_null_columns(columns) -%}
     {%- set found = [] -%}

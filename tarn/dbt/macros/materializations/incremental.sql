@@ -7,20 +7,14 @@
     {%- do refuse_python() -%}
     {%- set existing = load_cached_relation(this) -%}
 
-    {{ run_hooks(pre_hooks, inside_transaction=False) }}
-    {{ run_hooks(pre_hooks, inside_transaction=True) }}
-
-    {%- set query = contracted(sql) -%}
-    {%- if existing is none or should_full_refresh() -%}
-        {%- do lake_write(query, 'replace') -%}
-    {%- else -%}
-        {%- do lake_increment(existing, query) -%}
-    {%- endif -%}
-    {%- do apply_grants(this, config.get('grants')) -%}
-
-    {{ run_hooks(post_hooks, inside_transaction=True) }}
-    {%- do adapter.commit() -%}
-    {{ run_hooks(post_hooks, inside_transaction=False) }}
+    {% call between_hooks() %}
+        {%- set query = contracted(sql) -%}
+        {%- if existing is none or should_full_refresh() -%}
+            {%- do lake_write(query, 'replace') -%}
+        {%- else -%}
+            {%- do lake_increment(existing, query) -%}
+        {%- endif -%}
+    {% endcall %}
 
     {{- return({'relations': [this.incorporate(type='view')]}) -}}
 {% endmaterialization %}

@@ -7,15 +7,9 @@
     {%- set rows = load_agate_table() -%}
     {%- do store_result('agate_table', response='OK', agate_table=rows) -%}
 
-    {{ run_hooks(pre_hooks, inside_transaction=False) }}
-    {{ run_hooks(pre_hooks, inside_transaction=True) }}
-
-    {%- do lake_write(seed_query(rows), 'replace') -%}
-    {%- do apply_grants(this, config.get('grants')) -%}
-
-    {{ run_hooks(post_hooks, inside_transaction=True) }}
-    {%- do adapter.commit() -%}
-    {{ run_hooks(post_hooks, inside_transaction=False) }}
+    {% call between_hooks() %}
+        {%- do lake_write(seed_query(rows), 'replace') -%}
+    {% endcall %}
 
     {{- return({'relations': [this.incorporate(type='view')]}) -}}
 {% endmaterialization %}

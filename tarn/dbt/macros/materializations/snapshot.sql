@@ -9,33 +9,27 @@
         model, 'snapshotted_data', 'source_data', model['config'], existing is not none
     ) -%}
 
-    {{ run_hooks(pre_hooks, inside_transaction=False) }}
-    {{ run_hooks(pre_hooks, inside_transaction=True) }}
-
-    {%- if existing is none -%}
-        {%- set query = build_snapshot_table(strategy, model['compiled_code']) -%}
-        {%- do check_time_data_types(query) -%}
-        {%- do lake_write(query, 'replace') -%}
-    {%- else -%}
-        {%- set names = config.get('snapshot_table_column_names')
-            or get_snapshot_table_column_names() -%}
-        {%- do adapter.assert_valid_snapshot_target_given_strategy(existing, names, strategy) -%}
-        {%- set query = snapshot_staging_table(strategy, sql, existing) -%}
-        {%- do check_time_data_types(query) -%}
-        {%- do adapter.ensure_transaction() -%}
-        {%- set staged = make_temp_relation(this) -%}
-        {%- do run_query(create_table_as(True, staged, query)) -%}
-        {%- do lake_write(
-            snapshot_changes(existing, staged, names),
-            'merge',
-            {'keys': [names.dbt_scd_id], 'evolve': true},
-        ) -%}
-    {%- endif -%}
-    {%- do apply_grants(this, config.get('grants')) -%}
-
-    {{ run_hooks(post_hooks, inside_transaction=True) }}
-    {%- do adapter.commit() -%}
-    {{ run_hooks(post_hooks, inside_transaction=False) }}
+    {% call between_hooks() %}
+        {%- if existing is none -%}
+            {%- set query = build_snapshot_table(strategy, model['compiled_code']) -%}
+            {%- do check_time_data_types(query) -%}
+            {%- do lake_write(query, 'replace') -%}
+        {%- else -%}
+            {%- set names = config.get('snapshot_table_column_names')
+                or get_snapshot_table_column_names() -%}
+            {%- do adapter.assert_valid_snapshot_target_given_strategy(existing, names, strategy) -%}
+            {%- set query = snapshot_staging_table(strategy, sql, existing) -%}
+            {%- do check_time_data_types(query) -%}
+            {%- do adapter.ensure_transaction() -%}
+            {%- set staged = make_temp_relation(this) -%}
+            {%- do run_query(create_table_as(True, staged, query)) -%}
+            {%- do lake_write(
+                snapshot_changes(existing, staged, names),
+                'merge',
+                {'keys': [names.dbt_scd_id], 'evolve': true},
+            ) -%}
+        {%- endif -%}
+    {% endcall %}
 
     {{- return({'relations': [this.incorporate(type='view')]}) -}}
 {% endmaterialization %}

@@ -6,15 +6,9 @@
     {%- endif -%}
     {%- do refuse_python() -%}
 
-    {{ run_hooks(pre_hooks, inside_transaction=False) }}
-    {{ run_hooks(pre_hooks, inside_transaction=True) }}
-
-    {%- do lake_write(contracted(sql), 'replace') -%}
-    {%- do apply_grants(this, config.get('grants')) -%}
-
-    {{ run_hooks(post_hooks, inside_transaction=True) }}
-    {%- do adapter.commit() -%}
-    {{ run_hooks(post_hooks, inside_transaction=False) }}
+    {% call between_hooks() %}
+        {%- do lake_write(contracted(sql), 'replace') -%}
+    {% endcall %}
 
     {{- return({'relations': [this.incorporate(type='view')]}) -}}
 {% endmaterialization %}
