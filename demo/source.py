@@ -38,6 +38,7 @@ def connect(threads: int = 2) -> "duckdb.DuckDBPyConnection":
     import duckdb  # not above: the servers import this module and need no DuckDB
 
     session = duckdb.connect(config={"threads": threads})
+    session.execute("set enable_progress_bar = false")
     for file in sorted(folder().glob("*.parquet")):
         session.read_parquet(str(file)).create_view(file.stem)
     return session

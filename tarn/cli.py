@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -190,6 +191,8 @@ def _summary(loads: "Sequence[LoadResult]", site: "Site", seconds: float) -> Non
     rows = sum(load.rows.accepted for load in loads)
     held = sum(pin.rows for pin in current.tables.values())
     lake = settings().lake
+    ours = Path(shutil.which("tarn") or "").parent == Path(_beside("tarn")).parent
+    shell = "" if ours else f"{_shown(Path(_beside('tarn')).parent)}/"
     _say(
         f"""
 Done in {seconds:.0f} s.
@@ -200,9 +203,9 @@ Done in {seconds:.0f} s.
              {_shown(catalog.path(_lake()))} (any DuckDB client)
 
 Next:
-  tarn query                 SQL on this release
-  tarn release show          its tables
-  dbt build --select marts   plain dbt, on what is loaded"""
+  {shell}tarn query                 SQL on this release
+  {shell}tarn release show          its tables
+  {shell}dbt build --select marts   plain dbt, on what is loaded"""
     )
 
 

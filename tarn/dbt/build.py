@@ -32,18 +32,20 @@ class _Progress:
 
     def __init__(self, console: Console, started: float) -> None:
         self.console, self.started, self.told = console, started, started
-        self.done = 0
+        self.done = self.total = 0
 
     def take(self, event: dict[str, Any]) -> str:
         """Say what an event gives reason to say; the line that tells how far the build is."""
         info, data = event["info"], event["data"]
         if info["name"] == "JinjaLogInfo" or info["level"] == "error":
             self.console.print(info["msg"], markup=False, highlight=False, soft_wrap=True)
-        now = time.monotonic()
-        if "execution_time" in data and "total" in data:
+        if info["name"].startswith("Log") and info["name"].endswith("Result"):
             self.done += 1
-        line = f"dbt build: {self.done} of {data.get('total', '…')}, {now - self.started:.0f} s"
-        if "total" in data and not self.console.is_terminal and now > self.told + QUIET_SECONDS:
+        elif info["name"] == "LogStartLine":
+            self.total = data["total"]
+        now = time.monotonic()
+        line = f"dbt build: {self.done} of {self.total}, {now - self.started:.0f} s"
+        if self.total and not self.console.is_terminal and now > self.told + QUIET_SECONDS:
             self.told = now
             self.console.print(line, highlight=False)
         return line

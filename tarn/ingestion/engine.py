@@ -1,17 +1,16 @@
 """Loads systems side by side. One that fails does not stop the others."""
 
-import fcntl
 import logging
 import os
-import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
+from datetime import datetime
 from importlib import import_module
 from pathlib import Path
 from time import perf_counter, time_ns
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import dlt
 from rich.console import Console
@@ -26,6 +25,7 @@ from tarn.ingestion.masking import causes, message
 from tarn.ingestion.quarantine import take_in_left
 from tarn.ingestion.sources import Source
 from tarn.ingestion.sources.http import http_failure
+from tarn.ingestion.workspace import alone, workspace
 from tarn.progress import Progress, progress
 from tarn.settings import Settings, settings
 from tarn.storage.lake import Lake
@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 Kind: TypeAlias = Callable[[Declared, Settings], Source]
 
 SIDE_BY_SIDE = 4
+INTERRUPTED = 130
 _SOURCES = {
     "sql_database": "sql_database:SqlDatabase",
     "files": "files:Files",
@@ -75,7 +76,8 @@ def ingest(systems: Sequence[str] = (), console: Console | None = None) -> list[
     """Load the systems named, or all that are declared, and show progress on the console.
 
     Raises TarnError for a mistake in a declaration, before anything is loaded. What goes wrong
-    later is in the results: nothing was then written to the tables concerned.
+    later is in the results: nothing was then written to the tables concerned. Ctrl-C ends the
+    process.
     """
     home = settings()
     chosen = declared(home.project_dir / FOLDER, systems)
@@ -85,49 +87,71 @@ def ingest(systems: Sequence[str] = (), console: Console | None = None) -> list[
     kinds = {each.system.kind: _source(each.system.kind) for each in chosen}
     with (
         progress(console or Console(quiet=True)) as shown,
-        _workspace(home) as folder,
+        workspace(home.work_dir) as folder,
         closing(Desk(lake, folder)) as desk,
-        ThreadPoolExecutor(SIDE_BY_SIDE) as pool,
     ):
-        running = [
-            pool.submit(
-                _ingest, each, kinds[each.system.kind], home, desk, folder / each.name, shown
-            )
-            for each in chosen
-        ]
-        return [each.result() for each in running]
+        run = _Run(home, desk, folder, shown)
+        pool = ThreadPoolExecutor(SIDE_BY_SIDE)
+        loads = [pool.submit(run.ingest, each, kinds[each.system.kind]) for each in chosen]
+        try:
+            return [load.result() for load in loads]
+        except KeyboardInterrupt:
+            # Threads cannot be stopped, and need not be: a load that is killed is repeated.
+            shown.__exit__(None, None, None)
+            os._exit(INTERRUPTED)
+        finally:
+            pool.shutdown()
 
 
-def _ingest(
-    wanted: Declared, kind: Kind, home: Settings, desk: Desk, folder: Path, shown: Progress
-) -> LoadResult:
-    with _alone(home.work_dir / f"ingestion-{wanted.name}.lock"):
-        return _ingest_alone(wanted, kind, home, desk, folder, shown)
+@dataclass(frozen=True)
+class _Run:
+    """One call of `ingest`: what its systems share."""
 
+    home: Settings
+    desk: Desk
+    folder: Path
+    shown: Progress
 
-def _ingest_alone(
-    wanted: Declared, kind: Kind, home: Settings, desk: Desk, folder: Path, shown: Progress
-) -> LoadResult:
-    began = perf_counter()
-    load = Load(desk, new_load_id(), now(), folder)
-    load.folder.mkdir()
-    error = None
-    take_in_left(desk, wanted.name, load.transaction)
-    try:
-        wanted = wanted.resolved(home)
-        source = kind(wanted, home)
-    except Exception as failure:
-        error = _told(failure, wanted, "connection", ())
-        tables = [_failed(wanted.name, table, error, load) for table in wanted.system.tables]
-        shown.task(wanted.name).end(f"failed: {error}")
-    else:
-        tables = [
-            loaded
-            for table in wanted.system.tables
-            for loaded in _load(load, source, wanted, table, shown)
-        ]
-    record(desk, load.load_id, tables)
-    return LoadResult(wanted.name, load.load_id, tuple(tables), perf_counter() - began, error)
+    def ingest(self, wanted: Declared, kind: Kind) -> LoadResult:
+        with alone(self.home.work_dir, wanted.name):
+            began = perf_counter()
+            load = Load(self.desk, new_load_id(), now(), self.folder / wanted.name)
+            load.folder.mkdir()
+            tables, error = self._tables(load, wanted, kind)
+            record(self.desk, load.load_id, tables)
+            seconds = perf_counter() - began
+            return LoadResult(wanted.name, load.load_id, tuple(tables), seconds, error)
+
+    def _tables(
+        self, load: Load, wanted: Declared, kind: Kind
+    ) -> tuple[list[TableLoad], str | None]:
+        """All tables, or why the system could not be opened."""
+        try:
+            take_in_left(self.desk, wanted.name, load.transaction)
+            wanted = wanted.resolved(self.home)
+            source = kind(wanted, self.home)
+        except Exception as failure:
+            error = _told(failure, wanted, ("connection",), ())
+            self.shown.task(wanted.name).end(f"failed: {error}")
+            names = wanted.system.tables
+            return [_failed(wanted.name, name, load.at, error) for name in names], error
+        loads = (self._table(load, source, wanted, table) for table in wanted.system.tables)
+        return [table for tables in loads for table in tables], None
+
+    def _table(self, load: Load, source: Source, wanted: Declared, table: str) -> list[TableLoad]:
+        """A table and its children."""
+        task = self.shown.task(f"{wanted.name}.{table}")
+        began = now()
+        try:
+            loaded = load_table(load, source, wanted, table, task)
+        except Exception as failure:
+            log.debug("%s.%s", wanted.name, table, exc_info=True)
+            error = _told(failure, wanted, ("tables", table), source.secrets)
+            task.end(f"failed: {error}")
+            return [_failed(wanted.name, table, began, error)]
+        tables = [_result(each, wanted.name, began) for each in loaded]
+        task.end(outcome(tables))
+        return tables
 
 
 def _source(kind: str) -> Kind:
@@ -136,35 +160,18 @@ def _source(kind: str) -> Kind:
     return source
 
 
-def _load(
-    load: Load, source: Source, wanted: Declared, table: str, shown: Progress
-) -> list[TableLoad]:
-    task = shown.task(f"{wanted.name}.{table}")
-    began = now()
-    try:
-        loaded = load_table(load, source, wanted, table, task)
-    except Exception as failure:
-        log.debug("%s.%s", wanted.name, table, exc_info=True)
-        error = _told(failure, wanted, f"tables.{table}", source.secrets)
-        task.end(f"failed: {error}")
-        return [TableLoad(wanted.name, table, "failed", Counts(), began, now(), error)]
-    tables = [_result(each, wanted.name, began) for each in loaded]
-    task.end(outcome(tables))
-    return tables
-
-
-def _result(loaded: Loaded, system: str, began: Any) -> TableLoad:
+def _result(loaded: Loaded, system: str, began: datetime) -> TableLoad:
     status: Status = "loaded" if loaded.counts.moved else "unchanged"
     return TableLoad(system, loaded.table, status, loaded.counts, began, now(), notes=loaded.notes)
 
 
-def _failed(system: str, table: str, error: str, load: Load) -> TableLoad:
-    return TableLoad(system, table, "failed", Counts(), load.at, now(), error)
+def _failed(system: str, table: str, began: datetime, error: str) -> TableLoad:
+    return TableLoad(system, table, "failed", Counts(), began, now(), error)
 
 
-def _told(failure: Exception, wanted: Declared, at: str, secrets: Any) -> str:
+def _told(failure: Exception, wanted: Declared, at: Sequence[str], secrets: Collection[str]) -> str:
     """One message: what, where, and what to do, without secrets."""
-    where = f"{wanted.name} ({wanted.file.where(*at.split('.'))})"
+    where = f"{wanted.name} ({wanted.file.where(*at)})"
     is_told = any(isinstance(cause, TarnError) for cause in causes(failure))
     return message(failure if is_told else http_failure(failure, where) or failure, secrets)
 
@@ -178,49 +185,12 @@ def outcome(tables: Sequence[TableLoad]) -> str:
         if rows := sum(getattr(table.counts, name) for table in tables):
             words.append(f"{rows:,} {name}")
     words += [note for table in tables for note in table.notes]
-    return ", ".join(words) or "empty"
+    return ", ".join(words)
 
 
 def new_load_id() -> str:
     """A name that sorts by time: hexadecimal milliseconds, then random."""
     return f"{time_ns() // 1_000_000:012x}-{os.urandom(5).hex()}"
-
-
-class _workspace:
-    """A folder for this process alone; those that killed processes left are removed."""
-
-    def __init__(self, home: Settings) -> None:
-        self.base = home.work_dir / "ingestion"
-        self.folder = self.base / str(os.getpid())
-
-    def __enter__(self) -> Path:
-        self.base.mkdir(parents=True, exist_ok=True)
-        for left in self.base.iterdir():
-            if left == self.folder or not _is_running(left.name):
-                shutil.rmtree(left, ignore_errors=True)
-        self.folder.mkdir()
-        return self.folder
-
-    def __exit__(self, *_: object) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-
-@contextmanager
-def _alone(file: Path) -> Iterator[None]:
-    """Wait until no other process loads the system; a lock ends with its process."""
-    with file.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def _is_running(process: str) -> bool:
-    try:
-        os.kill(int(process), 0)
-    except (ValueError, ProcessLookupError):
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _quiet_dlt() -> None:

@@ -59,7 +59,7 @@ class Intake:
         self.load, self.terms, self.extract, self.landed = load, terms, extract, landed
         self.task = task
         self.counts = Counts()
-        self.failure: BaseException | None = None
+        self.failure: Exception | None = None
         self.shape: Shape | None = None
         self.quarantine = self._new_quarantine()
         self._passed = 0
@@ -127,7 +127,7 @@ class Intake:
                 if isinstance(item, pa.Table) and not batches:
                     batches = [pa.RecordBatch.from_pylist([], schema=item.schema)]
                 yield from batches
-        except BaseException as failure:
+        except Exception as failure:
             self.failure = failure
             raise
 
@@ -143,7 +143,7 @@ class Intake:
                 self.task.advance(batch.num_rows)
             sieve.check_flips()
             quarantine.hold()
-        except BaseException as failure:
+        except Exception as failure:
             self.failure = failure
             raise
 

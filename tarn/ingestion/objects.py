@@ -92,6 +92,7 @@ def unpack(
         for job in pipeline.get_load_package_info(load).jobs["new_jobs"]:
             files.setdefault(job.job_file_info.table_name, []).append(job.file_path)
     tables = pipeline.default_schema.tables
+    pipeline.deactivate()
     family = [name for name in tables if name in files and _root(tables, name) == table]
     return [_unpacked(tables[name], files[name], desk) for name in sorted(family, key=len)]
 

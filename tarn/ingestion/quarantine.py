@@ -26,6 +26,7 @@ from tarn.storage.writer import write
 
 MOST_ROWS = 1_000_000
 """In one load of a table; beyond it the source has changed, and its rows are no longer dirt."""
+_DRAFT = ".draft"
 
 
 class Quarantine:
@@ -44,7 +45,7 @@ class Quarantine:
         self.count += rows.num_rows
         if self.count > MOST_ROWS:
             raise TarnError(
-                f"more than {MOST_ROWS:,} rows break the contract, first: {self._first_reason()}",
+                f"more than {MOST_ROWS:,} rows break the contract, the last: {reasons[-1]}",
                 self.raw,
                 "nothing was written; mend the rules or the source",
             )
@@ -56,13 +57,17 @@ class Quarantine:
         if not self.rows:
             return
         lake = self.desk.lake
+        target = f"{lake.root}/{self.file}"
+        # On disk a file of its final name is whole; an object store does that by itself.
+        draft = f"{target}{_DRAFT}" if lake.is_local else target
         if lake.is_local:
-            Path(lake.root, self.file).parent.mkdir(parents=True, exist_ok=True)
+            Path(target).parent.mkdir(parents=True, exist_ok=True)
         with self.desk.session() as connection:
             connection.register("rejected", pa.concat_tables(self.rows))
-            target = literal(f"{lake.root}/{self.file}")
             marks = {"load_id": self.load_id, "at": self.at}
-            connection.execute(f"copy ({_IDENTIFIED}) to {target} (format parquet)", marks)
+            connection.execute(f"copy ({_IDENTIFIED}) to {literal(draft)} (format parquet)", marks)
+        if lake.is_local:
+            Path(draft).rename(target)
 
     def commit(self, transaction: tuple[str, int]) -> int:
         """Take the rows that are held into the table; how many of them were not there yet."""
@@ -79,16 +84,16 @@ class Quarantine:
             texts = connection.execute("select to_json(rejected) as text from rejected")
             return texts.to_arrow_table()["text"].combine_chunks().cast(pa.string())
 
-    def _first_reason(self) -> str:
-        return str(self.rows[0]["_reason"][0]) if self.rows else "every row"
-
 
 def take_in_left(desk: Desk, system: str, transaction: tuple[str, int]) -> None:
-    """What loads that were killed have held."""
+    """What loads that were killed have held. A draft's load has written nothing else either."""
     folder = _waiting(f"raw_{system}.")
     for file in [item["path"] for page in desk.lake.objects.list(folder) for item in page]:
         table = file.rpartition("/")[2].partition(".")[0]
-        _take_in(desk, f"raw_{system}.{table}", file, transaction)
+        if file.endswith(_DRAFT):
+            obstore.delete(desk.lake.objects, file)
+        else:
+            _take_in(desk, f"raw_{system}.{table}", file, transaction)
 
 
 def _take_in(desk: Desk, raw: str, file: str, transaction: tuple[str, int]) -> int:

@@ -20,7 +20,7 @@ _PARTITION_TYPES = {pa.int32(): "integer", pa.int64(): "bigint", pa.date32(): "d
 
 def prepare(connection: duckdb.DuckDBPyConnection, lake: Lake) -> None:
     """Make a connection read the lake: UTC clock, the Delta extension, and S3 where it lives."""
-    for statement in preparation(lake):
+    for statement in ("set enable_progress_bar = false", *preparation(lake)):
         connection.execute(statement)
 
 

@@ -14,6 +14,7 @@ from datetime import date, datetime
 from decimal import Decimal
 from io import StringIO
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import duckdb
@@ -384,12 +385,13 @@ EVERY_TYPE = """
     create table "Order Lines" (
         "Line ID" bigint primary key, small smallint, exact numeric(12, 2), loose numeric,
         priced price, ratio double precision, name text, code char(3), ok boolean, day date,
-        at timestamp, instant timestamptz not null, clock time, id uuid, doc jsonb, feeling mood, tags int[],
-        bytes bytea, span interval, address inet);
+        at timestamp, instant timestamptz not null, clock time, id uuid, doc jsonb, feeling mood,
+        tags int[], bytes bytea, span interval, address inet);
     insert into "Order Lines" values
         (1, 2, 1.25, 3.14159, 1.125, 0.5, 'ä"''', 'ab', true, '2017-01-01',
          '2017-01-01 10:00:00.123456', '2017-01-01 10:00:00+02', '12:30',
-         'a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11', '{"a": [1]}', 'calm', '{1,2}', '\\x00ff', '1 day', '10.0.0.1'),
+         'a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11', '{"a": [1]}', 'calm', '{1,2}', '\\x00ff',
+         '1 day', '10.0.0.1'),
         (2, null, null, null, null, null, null, null, null, null, null, '2017-01-02 10:00:00+02',
          null, null, null, null, null, null, null, null);
 """
@@ -781,6 +783,25 @@ def _start(project: Project) -> "subprocess.Popen[bytes]":
     return subprocess.Popen([sys.executable, "-c", code], cwd=project.path)
 
 
+def test_ctrl_c_ends_a_load_at_once(project: Project) -> None:
+    asked = Event()
+
+    def never(request: Any) -> Any:
+        asked.set()
+        time.sleep(30)
+
+    with serving(never) as address:
+        _declare_api(project, address)
+        process = _start(project)
+        assert asked.wait(30)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(5) == 130
+    project.sql(ORDERS)
+    project.declare("shop", "sql_database", SHOP, MERGED)
+    # What it left in the working folder goes with the next load.
+    assert project.load("shop")["orders"].status == "loaded"
+
+
 def test_two_loads_at_once_are_one(project: Project) -> None:
     project.sql(NUMBERS + "create table clicks (page text, at timestamp);")
     project.sql("insert into clicks select 'a', '2017-01-01' from numbers where value <= 1000;")
@@ -821,7 +842,7 @@ def test_a_load_killed_at_any_point_is_completed_by_the_next(
     assert _kill_at(project, project.path / "lake" / landmark, 0)
     _kill_at(project, project.path / "lake" / landmark, 0.02)
     project.load()
-    assert not list((project.path / "lake/_tarn").rglob("*.parquet"))
+    assert not [path for path in (project.path / "lake/_tarn").rglob("*") if path.is_file()]
     killed = _everything(project)
     subprocess.run(["rm", "-rf", project.path / "lake"], check=True)
     project.load()

@@ -61,7 +61,7 @@ class SqlDatabase:
 
     def _engine(self, url: sa.URL) -> sa.Engine:
         try:
-            return sa.create_engine(url)
+            return sa.create_engine(url, poolclass=sa.NullPool)
         except (sa.exc.ArgumentError, ModuleNotFoundError) as error:
             fix = "install the driver that SQLAlchemy asks for, or mend the address"
             raise TarnError(f"cannot use this address: {error}", self.where, fix) from error

@@ -1,0 +1,49 @@
+"""Where loads keep what does not outlive them, and how they keep out of each other's way."""
+
+import fcntl
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def workspace(work_dir: Path) -> Iterator[Path]:
+    """A folder for this process alone; those that killed processes left are removed."""
+    base = work_dir / "ingestion"
+    folder = base / str(os.getpid())
+    base.mkdir(parents=True, exist_ok=True)
+    for left in base.iterdir():
+        if left == folder or not _is_running(left.name):
+            shutil.rmtree(left, ignore_errors=True)
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def alone(work_dir: Path, system: str) -> Iterator[None]:
+    """Wait until no other process loads the system. The lock ends with its process."""
+    with (work_dir / f"ingestion-{system}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.warning("%s is being loaded by another process, waiting for it", system)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _is_running(process: str) -> bool:
+    try:
+        os.kill(int(process), 0)
+    except (ValueError, ProcessLookupError):
+        return False
+    except PermissionError:
+        return True
+    return True
