@@ -4,17 +4,10 @@ from types import TracebackType
 from typing import Protocol
 
 from rich.console import Console
-from rich.progress import (
-    Progress as Display,
-)
-from rich.progress import (
-    ProgressColumn,
-    SpinnerColumn,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-)
+from rich.progress import Progress as Display
+from rich.progress import ProgressColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Task as Row
+from rich.table import Column
 from rich.text import Text
 
 
@@ -49,15 +42,20 @@ def progress(console: Console) -> Progress:
     return _Live(console) if console.is_terminal else _Lines(console)
 
 
+_ONE_LINE = Column(ratio=1, no_wrap=True, overflow="ellipsis")
+"""Outcomes are told in full when the work is done."""
+
+
 class _Live:
     def __init__(self, console: Console) -> None:
         self.display = Display(
             SpinnerColumn(finished_text=" "),
-            TextColumn("{task.description}"),
-            _Rows(),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[outcome]}"),
+            TextColumn("{task.description}", table_column=Column(no_wrap=True, min_width=30)),
+            _Rows(table_column=Column(no_wrap=True, min_width=31)),
+            TimeElapsedColumn(table_column=Column(no_wrap=True, min_width=8)),
+            TextColumn("{task.fields[outcome]}", markup=False, table_column=_ONE_LINE),
             console=console,
+            expand=True,
         )
 
     def __enter__(self) -> "_Live":
@@ -85,7 +83,9 @@ class _LiveTask:
 
     def end(self, outcome: str) -> None:
         row = next(task for task in self.display.tasks if task.id == self.identifier)
-        self.display.update(self.identifier, total=row.completed, outcome=outcome)
+        self.display.update(
+            self.identifier, total=row.completed, outcome=outcome.partition("\n")[0]
+        )
         self.display.stop_task(self.identifier)
 
 

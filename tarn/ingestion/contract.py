@@ -73,8 +73,7 @@ def shape(
             talks.meet(table.field(field.name), target)
         elif target is not None:
             talks.add(pa.field(field.name, target), table is None)
-    if not terms.is_objects:
-        talks.miss([name for name in (table.names if table else ()) if name not in incoming.names])
+    talks.miss([field for field in (table or ()) if field.name not in incoming.names])
     return talks.end()
 
 
@@ -111,9 +110,13 @@ class _Talks:
         else:
             self.problems.append(f"changed column {change}")
 
-    def miss(self, names: Sequence[str]) -> None:
-        """Columns of the table that are not delivered."""
-        gone = [f"column {name} is no longer delivered" for name in names]
+    def miss(self, fields: Sequence[pa.Field]) -> None:
+        """Columns of the table that are not delivered. A replaced table keeps them, all null."""
+        if self.terms.spec.write == "replace":
+            self.fields += fields
+        if self.terms.is_objects:
+            return
+        gone = [f"column {field.name} is no longer delivered" for field in fields]
         if self.contract.columns == "freeze":
             self.problems += gone
         self.notes += gone

@@ -30,7 +30,7 @@ from tarn.ingestion.sources import BATCH_ROWS, Extract, ReadAgainError, Source
 from tarn.progress import Task
 from tarn.storage.duck import identifier, literal
 from tarn.storage.predicates import any_of
-from tarn.storage.writer import write
+from tarn.storage.writer import describe, write
 
 _LISTED = 1000
 """So many rows' children are deleted in one commit."""
@@ -143,7 +143,7 @@ def _put(intake: Intake, rows: Callable[[], pa.RecordBatchReader], is_empty: boo
     assert intake.shape is not None
     if is_empty and landed.table is not None:
         if terms.spec.write == "replace":
-            _check_may_empty(intake)
+            _check_may_empty(landed, terms)
         elif not intake.extract.files:
             return 0
     if intake.shape.widened:
@@ -158,6 +158,7 @@ def _put(intake: Intake, rows: Callable[[], pa.RecordBatchReader], is_empty: boo
         transaction=intake.extract.transaction or intake.load.transaction,
         **_mode(intake),
     )
+    describe(landed.desk.lake, landed.name, written, terms.spec.description)
     return written.rows
 
 
@@ -171,11 +172,11 @@ def _mode(intake: Intake) -> dict[str, Any]:
     return {"mode": intake.terms.spec.write}
 
 
-def _check_may_empty(intake: Intake) -> None:
-    if intake.landed.rows and not intake.terms.spec.allow_empty:
+def _check_may_empty(landed: Landed, terms: Terms) -> None:
+    if landed.rows and not terms.spec.allow_empty:
         raise TarnError(
-            f"the source is empty, the table has {intake.landed.rows:,} rows",
-            intake.terms.where(),
+            f"the source is empty, the table has {landed.rows:,} rows",
+            terms.where(),
             "nothing was written; if it is meant, say allow_empty: true",
         )
 
@@ -242,7 +243,7 @@ def _load_objects(
     assert isinstance(source, DltSource)
     tables = unpack(source, table, folder, spec.columns, bool(spec.primary_key), load.desk)
     if not tables:
-        return [_nothing_came(terms, extract, landed)]
+        return [_nothing_came(load, terms, landed)]
     root, *children = tables
     keyed = replace(terms, keys=spec.primary_key or (ID,), is_objects=True)
     rows = replace(extract, open=_resource(root), types=root.types, is_objects=False)
@@ -256,18 +257,14 @@ def _load_objects(
     return loaded
 
 
-def _nothing_came(terms: Terms, extract: Extract, landed: Landed) -> Loaded:
+def _nothing_came(load: Load, terms: Terms, landed: Landed) -> Loaded:
     """No object at all, so not even columns are known."""
-    table = terms.name.partition(".")[2]
-    if terms.spec.write == "replace" and landed.rows:
-        if not terms.spec.allow_empty:
-            what = f"the source is empty, the table has {landed.rows:,} rows"
-            fix = "nothing was written; if it is meant, say allow_empty: true"
-            raise TarnError(what, terms.where(), fix)
-        assert landed.table is not None
+    if terms.spec.write == "replace" and landed.table is not None and landed.rows:
+        _check_may_empty(landed, terms)
         empty = pa.schema(landed.table.schema().to_arrow()).empty_table()
-        write(landed.desk.lake, landed.name, empty, mode="replace")
-    return Loaded(table, Counts())
+        properties = _properties(load, terms)
+        write(load.desk.lake, landed.name, empty, mode="replace", properties=properties)
+    return Loaded(terms.name.partition(".")[2], Counts())
 
 
 def _with_children(intake: Intake, children: Sequence[Unpacked], folder: Path) -> list[Loaded]:

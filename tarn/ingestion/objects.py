@@ -79,11 +79,20 @@ def unpack(
     )
     source.root_key = True
     source.schema.remove_type_detection("iso_timestamp")
+    tables, files = _normalized(source, table, folder)
+    family = [name for name in files if _root(tables, name) == table]
+    return [_unpacked(tables[name], files[name], desk) for name in sorted(family, key=len)]
+
+
+def _normalized(
+    source: DltSource, name: str, folder: Path
+) -> tuple[Mapping[str, TTableSchema], Mapping[str, list[str]]]:
+    """dlt's tables and the Parquet files of each. The destination is never written to."""
     pipeline = dlt.pipeline(
-        table,
+        name,
         pipelines_dir=str(folder),
         destination=dlt.destinations.filesystem(folder.as_uri()),
-        dataset_name=table,
+        dataset_name=name,
     )
     pipeline.extract(source, loader_file_format="parquet", workers=1)
     pipeline.normalize(workers=1)
@@ -91,10 +100,8 @@ def unpack(
     for load in pipeline.list_normalized_load_packages():
         for job in pipeline.get_load_package_info(load).jobs["new_jobs"]:
             files.setdefault(job.job_file_info.table_name, []).append(job.file_path)
-    tables = pipeline.default_schema.tables
     pipeline.deactivate()
-    family = [name for name in tables if name in files and _root(tables, name) == table]
-    return [_unpacked(tables[name], files[name], desk) for name in sorted(family, key=len)]
+    return pipeline.default_schema.tables, files
 
 
 def _identify(is_keyed: bool) -> Callable[[dict[str, Any]], dict[str, Any]]:

@@ -73,11 +73,17 @@ def exact_cast(column: pa.Array, target: pa.DataType) -> tuple[pa.Array, pa.Arra
         column = column.dictionary_decode()
     try:
         result = _fast(column, target)
+        # Of what Arrow casts to decimals it rounds only binary fractions.
+        may_round = pa.types.is_decimal(target) and pa.types.is_floating(column.type)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         result = _slow(column, target)
-    if not _may_round(column.type, target) and result.null_count == column.null_count:
+        may_round = pa.types.is_decimal(target) and not pa.types.is_integer(column.type)
+    bad = pc.and_not(pc.is_null(result), pc.is_null(column))
+    if may_round:
+        bad = pc.or_(bad, _rounded(column, result))
+    if not pc.any(bad).as_py():
         return result, None
-    return _without_bad(column, result)
+    return pc.if_else(bad, pa.scalar(None, target), result), bad
 
 
 def _fast(column: pa.Array, target: pa.DataType) -> pa.Array:
@@ -124,19 +130,6 @@ def _decoded(value: bytes | None) -> str | None:
         return None if value is None else value.decode()
     except UnicodeDecodeError:
         return None
-
-
-def _may_round(source: pa.DataType, target: pa.DataType) -> bool:
-    return pa.types.is_decimal(target) and not pa.types.is_integer(source)
-
-
-def _without_bad(column: pa.Array, result: pa.Array) -> tuple[pa.Array, pa.Array | None]:
-    bad = pc.and_not(pc.is_null(result), pc.is_null(column))
-    if _may_round(column.type, result.type):
-        bad = pc.or_(bad, _rounded(column, result))
-    if not pc.any(bad).as_py():
-        return result, None
-    return pc.if_else(bad, pa.scalar(None, result.type), result), bad
 
 
 def _rounded(column: pa.Array, result: pa.Array) -> pa.Array:

@@ -55,7 +55,17 @@ def _running(binaries: Path, folder: Path) -> Iterator[int]:
     for path in (folder, data, secret):
         _give_away(path)
     settings = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
-    initdb = [binaries / "initdb", "-D", data, "-U", USER, "-A", "scram-sha-256", "-E", "UTF8"]
+    initdb: list[str | Path] = [
+        binaries / "initdb",
+        "-D",
+        data,
+        "-U",
+        USER,
+        "-A",
+        "scram-sha-256",
+        "-E",
+        "UTF8",
+    ]
     _run([*initdb, "--no-sync", f"--pwfile={secret}", "--no-locale"])
     _run([binaries / "pg_ctl", "-D", data, "-w", "-l", folder / "log", "-o", settings, "start"])
     try:

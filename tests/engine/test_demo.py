@@ -4,14 +4,12 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import sqlite3
 import stat
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -26,6 +24,10 @@ import duckdb
 import psycopg
 import pytest
 import requests  # type: ignore[import-untyped]
+
+from tests.engine.postgres import database, postgres
+
+__all__ = ["postgres"]
 
 ROOT = Path(__file__).parents[2]
 DEMO = [sys.executable, "-m", "demo"]
@@ -294,59 +296,31 @@ def test_sqlite_tills_spell_types_as_a_client_expects(run: Path) -> None:
         assert "baskets_updated_at" in plan.fetchone()[-1]
 
 
-@contextmanager
-def _postgres() -> Iterator[str]:
-    """A new, empty PostgreSQL server. It refuses to run as root, so root borrows its user."""
-    server = shutil.which("pg_ctl")
-    if server is None:
-        pytest.skip("PostgreSQL is not installed")
-    user = "postgres" if os.geteuid() == 0 else None
-    folder = Path(tempfile.mkdtemp(prefix="pg"))
-    if user:
-        shutil.chown(folder, user)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-
-    def control(*arguments: str) -> None:
-        command = [server, "-D", str(folder / "data"), "-l", str(folder / "log"), "-w", *arguments]
-        subprocess.run(command, user=user, cwd=folder, check=True, stdout=subprocess.DEVNULL)
-
-    try:
-        control("init", "-o", "-A trust -U postgres --no-sync")
-        control("start", "-o", f"-p {port} -h 127.0.0.1 -k {folder} -c fsync=off")
-        try:
-            yield f"postgresql://postgres@127.0.0.1:{port}/postgres"
-        finally:
-            control("stop", "-m", "immediate")
-    finally:
-        shutil.rmtree(folder)
-
-
-def test_postgres_tills_are_the_same(tmp_path: Path, original: duckdb.DuckDBPyConnection) -> None:
-    with _postgres() as url:
-        driver_url = url.replace("postgresql://", "postgresql+psycopg://")
-        loaded = _demo(tmp_path, "postgres", driver_url)
-        assert loaded.returncode == 0, loaded.stderr
-        with psycopg.connect(url) as tills:
-            items = tills.execute(ITEM_TOTALS + "basket_items").fetchone()
-            assert items == original.execute(ITEM_TOTALS + "transactions").fetchone()
-            baskets = tills.execute("select count(*), count(distinct household_id) from baskets")
-            assert baskets.fetchone() == (155_848, 2_469)
-            kinds = tills.execute("""
-                select format_type(atttypid, atttypmod) from pg_attribute
-                where attrelid = 'basket_items'::regclass
-                    and attname in ('sales_value', 'updated_at') order by attnum
-            """)
-            assert kinds.fetchall() == [("numeric(12,2)",), ("timestamp without time zone",)]
-            keys = tills.execute(
-                "select contype::text from pg_constraint"
-                " where connamespace = 'public'::regnamespace"
-            )
-            assert Counter(kind for (kind,) in keys) == {"p": 4, "f": 3}
-        again = _demo(tmp_path, "postgres", url)
-        assert again.returncode == 1
-        assert '"stores" already exists' in again.stderr
+def test_postgres_tills_are_the_same(
+    tmp_path: Path, original: duckdb.DuckDBPyConnection, postgres: str
+) -> None:
+    url = database(postgres, "tills")
+    driver_url = url.replace("postgresql://", "postgresql+psycopg://")
+    loaded = _demo(tmp_path, "postgres", driver_url)
+    assert loaded.returncode == 0, loaded.stderr
+    with psycopg.connect(url) as tills:
+        items = tills.execute(ITEM_TOTALS + "basket_items").fetchone()
+        assert items == original.execute(ITEM_TOTALS + "transactions").fetchone()
+        baskets = tills.execute("select count(*), count(distinct household_id) from baskets")
+        assert baskets.fetchone() == (155_848, 2_469)
+        kinds = tills.execute("""
+            select format_type(atttypid, atttypmod) from pg_attribute
+            where attrelid = 'basket_items'::regclass
+                and attname in ('sales_value', 'updated_at') order by attnum
+        """)
+        assert kinds.fetchall() == [("numeric(12,2)",), ("timestamp without time zone",)]
+        keys = tills.execute(
+            "select contype::text from pg_constraint where connamespace = 'public'::regnamespace"
+        )
+        assert Counter(kind for (kind,) in keys) == {"p": 4, "f": 3}
+    again = _demo(tmp_path, "postgres", url)
+    assert again.returncode == 1
+    assert '"stores" already exists' in again.stderr
 
 
 # The catalogue.

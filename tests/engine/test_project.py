@@ -1,14 +1,24 @@
 """The whole project under the things that happen to it."""
 
 import json
+import os
+import pty
+import select
 import shutil
 import subprocess
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
+
+import polars as pl
 
 from tarn.storage import releases
 from tarn.storage.lake import Lake
 from tests.engine.conftest import BIN, run
+from tests.engine.postgres import database, postgres
+
+__all__ = ["postgres"]
 
 SALES = "select sum(sales_amount) from marts.fct_sales"
 TOTAL = "4596039.58"
@@ -110,6 +120,28 @@ def test_a_dead_source_stops_no_other(own_project: Path, project_env: Mapping[st
         assert table.version() == before[name].version
 
 
+def test_the_same_declaration_loads_the_tills_from_postgresql(
+    own_project: Path, project_env: Mapping[str, str], postgres: str
+) -> None:
+    address = database(postgres, "tills")
+    done = run(own_project, project_env, "python", "-m", "demo", "postgres", address)
+    assert done.returncode == 0, done.stderr
+    env = {**project_env, "POS_DATABASE_URL": address, "TARN_LAKE": "postgres-lake"}
+    done = run(own_project, env, "tarn", "ingest", "pos")
+    assert done.returncode == 0, done.stdout + done.stderr
+    for name in ("stores", "households", "baskets", "basket_items"):
+        theirs, ours = (
+            pl.read_delta(str(own_project / lake / "raw_pos" / name)).drop("_load_id", "_loaded_at")
+            for lake in ("postgres-lake", "lake")
+        )
+        keys = ours.columns[:2]
+        amounts = [column for column, kind in ours.schema.items() if kind == pl.Float64]
+        exact = [pl.col(column).cast(pl.Decimal(12, 2)) for column in amounts]
+        assert theirs.sort(keys).equals(ours.with_columns(exact).sort(keys)), name
+    again = run(own_project, env, "tarn", "ingest", "pos")
+    assert "nothing new" in again.stdout.splitlines()[-1]
+
+
 def test_the_catalog_opens_in_the_duckdb_prompt_while_a_build_runs(
     own_project: Path, project_env: Mapping[str, str]
 ) -> None:
@@ -123,7 +155,7 @@ def test_the_catalog_opens_in_the_duckdb_prompt_while_a_build_runs(
     seen = 0
     while building.poll() is None:
         shown = subprocess.check_output(command, cwd=own_project, text=True)
-        assert json.loads(shown) == [{"sum(sales_amount)": float(TOTAL)}]
+        assert json.loads(shown) == [{"sum(sales_amount)": TOTAL}]
         seen += 1
     assert building.returncode == 0
     assert seen
@@ -137,18 +169,62 @@ def test_queries_are_refused_to_change_anything(
     assert "read-only" in done.stderr
 
 
+class Terminal:
+    """A terminal that somebody sits at: it answers what programs ask terminals."""
+
+    ANSWERS = ((b"\x1b[6n", b"\x1b[24;80R"), (b"\x1b[c", b"\x1b[?62;c"))
+
+    def __init__(self, project: Path, env: Mapping[str, str], *command: str) -> None:
+        self.ours, theirs = pty.openpty()
+        self.process = subprocess.Popen(
+            command,
+            cwd=project,
+            env={**env, "TERM": "xterm"},
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            start_new_session=True,
+        )
+        os.close(theirs)
+        self.shown = b""
+
+    def wait_for(self, text: str, seconds: float = 60) -> None:
+        """Read until the text is on the screen; from there on the next look begins."""
+        end = time.monotonic() + seconds
+        while text.encode() not in self.shown:
+            assert time.monotonic() < end, self.shown
+            self._look()
+        self.shown = self.shown.partition(text.encode())[2]
+
+    def wait_for_the_end(self, seconds: float = 60) -> int:
+        """Read until the program has ended; its exit code."""
+        end = time.monotonic() + seconds
+        while self.process.poll() is None:
+            assert time.monotonic() < end, self.shown
+            self._look()
+        return self.process.returncode
+
+    def _look(self) -> None:
+        if select.select([self.ours], [], [], 0.1)[0]:
+            with suppress(OSError):  # Linux's word for an end.
+                read = os.read(self.ours, 65_536)
+                self.shown += read
+                for asked, answer in self.ANSWERS:
+                    os.write(self.ours, answer * read.count(asked))
+
+    def type(self, text: str) -> None:
+        os.write(self.ours, text.encode())
+
+
 def test_the_prompt_completes_and_answers(
     own_project: Path, project_env: Mapping[str, str]
 ) -> None:
-    """In a terminal of its own, as a person types."""
-    script = ["script", "--quiet", "--return", "--command", "tarn query", "/dev/null"]
-    done = subprocess.run(
-        script,
-        cwd=own_project,
-        env={**project_env, "TERM": "xterm"},
-        input=f"{SALES};\n.quit\n",
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert TOTAL in done.stdout.replace(",", "")
+    terminal = Terminal(own_project, project_env, "tarn", "query")
+    terminal.wait_for(" D ")
+    terminal.type("select sum(sales_amount) from marts.fct_sal\t")
+    terminal.wait_for("marts.fct_sales")
+    terminal.type(";\n")
+    terminal.wait_for(TOTAL)
+    terminal.wait_for(" D ")
+    terminal.type(".quit\n")
+    assert terminal.wait_for_the_end() == 0

@@ -73,8 +73,9 @@ class Api:
         since, start = request.params.get("since", ""), int(request.params.get("start", 0))
         found = [row for row in rows if str(row.get("updated_at", "~")) > since]
         following = f"{request.host}{request.path}?since={since}&start={start + 2}"
-        page = {"data": found[start : start + 2], "next": following}
-        return _json(200, page if start + 2 < len(found) else {**page, "next": None})
+        is_last = start + 2 >= len(found)
+        page = {"data": found[start : start + 2], "next": None if is_last else following}
+        return _json(200, page)
 
 
 def _json(status: int, content: object) -> Answer:

@@ -6,9 +6,9 @@
     on_schema_change='fail'
 ) }}
 
-{#- Twenty million rows: the lines are read where they are needed instead of through one
-    import CTE, which DuckDB would write out before anything reads it. -#}
-{% set lines = ref('stg_catalogue__promotions') %}
+{#- Of twenty million lines, a CTE that is read twice would be written out first. -#}
+{% set promotion_lines = ref('stg_catalogue__promotions') %}
+{% set lines = 'lines_due' if is_incremental() else promotion_lines %}
 
 with
 
@@ -28,15 +28,6 @@ mailer_locations as (
     select * from {{ ref('mailer_locations') }}
 ),
 
-weeks_delivered as (
-    select
-        retail_week,
-        min(loaded_at) as first_loaded_at,
-        max(loaded_at) as loaded_at
-    from {{ lines }}
-    group by retail_week
-),
-
 {% if is_incremental() %}
     weeks_built as (
         select
@@ -46,74 +37,115 @@ weeks_delivered as (
         group by retail_week
     ),
 
-    -- Built before a dimension learnt of what they name.
+    weeks_loaded as (
+        select
+            retail_week,
+            max(loaded_at) as loaded_at
+        from {{ promotion_lines }}
+        group by retail_week
+    ),
+
+    -- Built before a dimension knew what they name.
     weeks_outdated as (
-        select distinct built.retail_week
+        select built.retail_week
         from {{ this }} as built
-        left join products on built.product_id = products.product_id
-        left join stores on built.store_id = stores.store_id
+        inner join products on built.product_id = products.product_id
+        where built.product_key = {{ unknown_key() }}
+        union
+        select built.retail_week
+        from {{ this }} as built
+        inner join stores on built.store_id = stores.store_id
+        where built.store_key = {{ unknown_key() }}
+    ),
+
+    -- A week is built as a whole.
+    weeks_due as (
+        select loaded.retail_week
+        from weeks_loaded as loaded
+        left join weeks_built as built on loaded.retail_week = built.retail_week
+        left join weeks_outdated as outdated
+            on loaded.retail_week = outdated.retail_week
         where
-            built.product_key != coalesce(products.product_key, {{ unknown_key() }})
-            or built.store_key != coalesce(stores.store_key, {{ unknown_key() }})
+            built.retail_week is null
+            or loaded.loaded_at > built.loaded_at
+            or outdated.retail_week is not null
+    ),
+
+    lines_due as (
+        select lines.*
+        from {{ promotion_lines }} as lines
+        where lines.retail_week in (select weeks_due.retail_week from weeks_due)
     ),
 {% endif %}
 
--- A week is built as a whole.
-weeks_due as (
-    select
-        delivered.retail_week,
-        delivered.first_loaded_at,
-        delivered.loaded_at
-    from weeks_delivered as delivered
-    {% if is_incremental() %}
-        left join weeks_built as built on delivered.retail_week = built.retail_week
-        left join weeks_outdated as outdated
-            on delivered.retail_week = outdated.retail_week
-        where
-            built.retail_week is null
-            or delivered.loaded_at > built.loaded_at
-            or outdated.retail_week is not null
-    {% endif %}
+products_with_repeats as (
+    select distinct
+        retail_week,
+        product_id
+    from (
+        {{ members_counted(lines, ['retail_week', 'product_id'], 'store_id') }}
+    ) as stores_counted
+    where row_count > member_count
 ),
 
--- Only of weeks that came in several loads, mostly none.
-lines_loaded_last as (
+lines_with_repeats as (
     select
-        lines.retail_week,
-        lines.product_id,
-        lines.store_id,
-        max(lines.loaded_at) as loaded_at
+        lines.*,
+        max(lines.loaded_at) over (
+            partition by lines.retail_week, lines.product_id, lines.store_id
+        ) as last_loaded_at
     from {{ lines }} as lines
-    inner join weeks_due on lines.retail_week = weeks_due.retail_week
-    where weeks_due.first_loaded_at < weeks_due.loaded_at
-    group by
-        lines.retail_week,
-        lines.product_id,
-        lines.store_id
+    inner join products_with_repeats as repeated
+        on
+            lines.retail_week = repeated.retail_week
+            and lines.product_id = repeated.product_id
 ),
 
--- Lines that repeat tell of one promotion each a part: one says 0, nowhere, where the
--- other names the place. 0 sorts before all other codes.
+-- Lines that repeat each tell a part of one promotion: one says 0, nowhere, where the
+-- other names the place, and 0 sorts before all codes. A later load replaces a former.
+repeats_merged as (
+    select
+        retail_week,
+        product_id,
+        store_id,
+        max(display_location) as display_location,
+        max(mailer_location) as mailer_location,
+        max(loaded_at) as loaded_at
+    from lines_with_repeats
+    where loaded_at = last_loaded_at
+    group by
+        retail_week,
+        product_id,
+        store_id
+),
+
+lines_without_repeats as (
+    select lines.*
+    from {{ lines }} as lines
+    left join products_with_repeats as repeated
+        on
+            lines.retail_week = repeated.retail_week
+            and lines.product_id = repeated.product_id
+    where repeated.product_id is null
+),
+
+-- Nothing matches: it is a union all, in the form that DuckDB streams (issue 22215).
 promotions as (
     select
-        lines.retail_week,
-        lines.product_id,
-        lines.store_id,
-        coalesce(max(lines.display_location), '0') as display_location,
-        coalesce(max(lines.mailer_location), '0') as mailer_location,
-        max(lines.loaded_at) as loaded_at
-    from {{ lines }} as lines
-    inner join weeks_due on lines.retail_week = weeks_due.retail_week
-    left join lines_loaded_last as last_lines
+        coalesce(lines.retail_week, merged.retail_week) as retail_week,
+        coalesce(lines.product_id, merged.product_id) as product_id,
+        coalesce(lines.store_id, merged.store_id) as store_id,
+        coalesce(lines.display_location, merged.display_location, '0')
+            as display_location,
+        coalesce(lines.mailer_location, merged.mailer_location, '0')
+            as mailer_location,
+        coalesce(lines.loaded_at, merged.loaded_at) as loaded_at
+    from lines_without_repeats as lines
+    full outer join repeats_merged as merged
         on
-            lines.retail_week = last_lines.retail_week
-            and lines.product_id = last_lines.product_id
-            and lines.store_id = last_lines.store_id
-    where last_lines.loaded_at is null or lines.loaded_at = last_lines.loaded_at
-    group by
-        lines.retail_week,
-        lines.product_id,
-        lines.store_id
+            lines.retail_week = merged.retail_week
+            and lines.product_id = merged.product_id
+            and lines.store_id = merged.store_id
 ),
 
 final as (

@@ -65,7 +65,7 @@ lines as (
             and (built.basket_id is null or lines.loaded_at > built.loaded_at)
     ),
 
-    -- Built before a dimension learnt of what they name.
+    -- Built before a dimension knew what they name.
     lines_outdated as (
         select
             built.basket_id,
@@ -78,10 +78,15 @@ lines as (
                 built.household_id = households.household_id
                 and {{ is_version_at('households', 'built.sold_at') }}
         where
-            built.product_key != coalesce(products.product_key, {{ unknown_key() }})
-            or built.store_key != coalesce(stores.store_key, {{ unknown_key() }})
-            or built.household_key
-            != coalesce(households.household_key, {{ unknown_household_key() }})
+            (
+                built.product_key = {{ unknown_key() }}
+                and products.product_key is not null
+            )
+            or (built.store_key = {{ unknown_key() }} and stores.store_key is not null)
+            or (
+                built.household_key = {{ unknown_household_key() }}
+                and households.household_key is not null
+            )
     ),
 
     lines_due as (

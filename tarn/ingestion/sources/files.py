@@ -107,19 +107,10 @@ class Files:
     def extract(self, table: str, landed: Landed) -> Extract | None:
         spec = self.declared.system.tables[table]
         assert isinstance(spec, FilesTable)
-        system = self.declared.name
-        known = remembered(landed.desk, system, table) if landed.table else {}
-        if spec.write == "replace":
-            last = max((file.load_id for file in known.values()), default="")
-            known = {path: file for path, file in known.items() if file.load_id == last}
-        files = self._listed(spec, table, bool(known))
-        changed = [file for file in files if not file.is_same(known.get(file.path))]
-        gone = set(known) - {file.path for file in files}
-        if not changed and not (gone and spec.write == "replace"):
+        wanted = self._wanted(spec, table, landed)
+        if not wanted:
             return None
-        wanted = files if spec.write == "replace" else changed
         reading = _Reading(wanted, self._format(spec, wanted, table), table, landed, spec)
-        replaced = self._replaced(spec, wanted, landed)
         # Told before they are read: what changes meanwhile is loaded again.
         marks = [(file, file.fingerprint) for file in wanted]
 
@@ -128,16 +119,29 @@ class Files:
                 LoadedFile(file.path, fingerprint, file.bytes, file.modified_at, load_id)
                 for file, fingerprint in marks
             ]
-            remember(landed.desk, system, table, loaded)
+            remember(landed.desk, self.declared.name, table, loaded)
 
         return Extract(
             reading.open,
             is_objects=reading.format == "json",
             redelivered="true" if spec.primary_key else None,
             is_changed=True,
-            files=replaced,
+            files=self._replaced(spec, wanted, landed),
             remember=note,
         )
+
+    def _wanted(self, spec: FilesTable, table: str, landed: Landed) -> list[_File]:
+        """New and changed files; for a table that is replaced all, if any is new, changed, gone."""
+        known = remembered(landed.desk, self.declared.name, table) if landed.table else {}
+        if spec.write == "replace":
+            last = max((file.load_id for file in known.values()), default="")
+            known = {path: file for path, file in known.items() if file.load_id == last}
+        files = self._listed(spec, table, bool(known))
+        changed = [file for file in files if not file.is_same(known.get(file.path))]
+        if spec.write != "replace":
+            return changed
+        gone = set(known) - {file.path for file in files}
+        return files if changed or gone else []
 
     def _listed(self, spec: FilesTable, table: str, was_loaded: bool) -> list[_File]:
         """The files of a table, oldest first: of two rows with a key the newer file's counts."""
