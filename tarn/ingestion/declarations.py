@@ -71,7 +71,7 @@ class Contract(Spec):
 
 class Table(Spec):
     description: str | None = None
-    """What one row is. Kept with the table in the lake."""
+    """What one row is."""
     primary_key: tuple[str, ...] = ()
     """Columns that tell rows apart. Merge updates by them; append does not add a key twice. Of
     rows with the same key in one load the one with the highest cursor is kept, else the last."""

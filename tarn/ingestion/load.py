@@ -30,7 +30,7 @@ from tarn.ingestion.sources import BATCH_ROWS, Extract, ReadAgainError, Source
 from tarn.progress import Task
 from tarn.storage.duck import identifier, literal
 from tarn.storage.predicates import any_of
-from tarn.storage.writer import describe, write
+from tarn.storage.writer import write
 
 _LISTED = 1000
 """So many rows' children are deleted in one commit."""
@@ -158,7 +158,6 @@ def _put(intake: Intake, rows: Callable[[], pa.RecordBatchReader], is_empty: boo
         transaction=intake.extract.transaction or intake.load.transaction,
         **_mode(intake),
     )
-    describe(landed.desk.lake, landed.name, written, terms.spec.description)
     return written.rows
 
 
