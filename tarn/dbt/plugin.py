@@ -21,9 +21,11 @@ from deltalake import DeltaTable
 
 from tarn.dbt import publication, views
 from tarn.settings import settings
+from tarn.storage import releases
 from tarn.storage.duck import identifier, prepare, select_from, stream
 from tarn.storage.lake import Lake
 from tarn.storage.predicates import any_of
+from tarn.storage.releases import Release
 from tarn.storage.writer import ROW_GROUP_ROWS, Written, describe, write
 
 log = logging.getLogger(__name__)
@@ -37,6 +39,7 @@ class Plugin(BasePlugin):
         self._cursor = threading.local()
         self._pinned: dict[str, int] = {}
         self._written: dict[str, Written] = {}
+        self._before: Release | None = None
 
     def update_connection_config(self, creds: DuckDBCredentials, config: dict[str, Any]) -> None:
         spill = settings().work_dir / "spill"
@@ -45,6 +48,7 @@ class Plugin(BasePlugin):
 
     def configure_connection(self, conn: duckdb.DuckDBPyConnection) -> None:
         prepare(conn, self._lake)
+        self._before = releases.current(self._lake)
         for name in self._lake.names():
             self._show(conn, name)
         views.restore(conn, self._lake)
@@ -95,7 +99,7 @@ class Plugin(BasePlugin):
         views.remember(self._lake, name, request["sql"])
 
     def _publish(self, _: str, request: dict[str, Any]) -> str:
-        return publication.publish(self._lake, request, self._pinned, self._written)
+        return publication.publish(self._lake, request, self._pinned, self._written, self._before)
 
     def _measure_tables(self, _: str, request: dict[str, Any]) -> None:
         """Fill the temporary table `lake_tables` with what each table of the lake comes to."""

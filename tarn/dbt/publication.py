@@ -16,13 +16,18 @@ _STORED = ("model", "seed", "snapshot")
 
 
 def publish(
-    lake: Lake, run: Mapping[str, Any], pinned: Mapping[str, int], written: Mapping[str, Written]
+    lake: Lake,
+    run: Mapping[str, Any],
+    pinned: Mapping[str, int],
+    written: Mapping[str, Written],
+    before: Release | None,
 ) -> str:
     """Publish the tables of a green build, and say in one line what became of it.
 
     run: `command`, `rehearsal`, `invocation`, dbt's `results`, and its graph as `nodes` and
     `sources`. pinned: version of each table as the run read it.
-    Tables the run did not build keep their version of the current release.
+    before: the current release when the run began; tables the run did not build keep their
+    version of it. Raises TarnError when somebody else published since.
     """
     if run["command"] != "build" or run["rehearsal"]:
         return ""
@@ -31,7 +36,6 @@ def publish(
         return f"No release: {len(red)} of {len(run['results'])} nodes failed or were skipped."
     if not written:
         return ""
-    before = releases.current(lake)
     tables = _tables(lake, run, pinned, written, before)
     made_by = {"dbt_invocation": run["invocation"], **_git_revision()}
     release = releases.publish(lake, tables, before, made_by)

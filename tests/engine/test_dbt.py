@@ -157,6 +157,25 @@ def test_a_red_build_publishes_nothing_and_a_select_keeps_the_rest(project: Proj
     assert "marts.merged" not in project.release().tables
 
 
+def test_of_two_builds_at_once_one_is_refused(project: Project) -> None:
+    project.dbt("build")
+    building = subprocess.Popen(
+        [str(BIN / "dbt"), "build"],
+        cwd=project.folder,
+        env=project.env,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert building.stdout is not None
+    said = iter(building.stdout)
+    while " START " not in next(said):
+        pass
+    others = releases.publish(project.lake, {}, project.release(), {})
+    assert "release 2 was published by somebody else" in "".join(said)
+    assert building.wait() != 0
+    assert project.release() == others
+
+
 def test_other_commands_and_rehearsals_publish_and_write_nothing(project: Project) -> None:
     project.dbt("build")
     before = {name: project.version(name) for name in project.lake.names()}

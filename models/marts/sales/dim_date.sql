@@ -33,10 +33,8 @@ periods as (
 
 calendar as (
     select
-        cast(date_trunc('year', min(first_date)) as date) as first_date,
-        cast({{ dbt.dateadd(
-            'day', -1, dbt.dateadd('year', 1, "date_trunc('year', max(last_date))")
-        ) }} as date) as last_date
+        make_date(cast(extract(year from min(first_date)) as int), 1, 1) as first_date,
+        make_date(cast(extract(year from max(last_date)) as int), 12, 31) as last_date
     from periods
 ),
 
