@@ -26,7 +26,7 @@ from tarn.storage.duck import identifier, prepare, select_from, stream
 from tarn.storage.lake import Lake
 from tarn.storage.predicates import any_of
 from tarn.storage.releases import Release
-from tarn.storage.writer import ROW_GROUP_ROWS, Written, describe, write
+from tarn.storage.writer import ROW_GROUP_ROWS, Written, write
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +89,6 @@ class Plugin(BasePlugin):
 
         options = {key: request[key] for key in _WRITE_OPTIONS if request.get(key)}
         written = write(self._lake, name, rows, mode=request["mode"], **options)
-        written = describe(self._lake, name, written, request["description"])
         views.forget(self._lake, name)
         self._written[name] = written
         self._show(cursor, name)
@@ -121,7 +120,7 @@ def _measures(table: DeltaTable) -> list[Any]:
 
 
 _WRITE_OPTIONS = (
-    "keys", "partition_by", "where", "evolve", "not_null", "comments", "properties"
+    "keys", "partition_by", "where", "evolve", "not_null", "description", "comments", "properties"
 )  # fmt: skip
 _MOST_KEYS = 1000
 """Above so many distinct keys a predicate costs more than rewriting the table."""

@@ -8,7 +8,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Literal, TypeAlias
 from uuid import uuid4
@@ -61,6 +61,7 @@ def write(
     where: str | None = None,
     evolve: bool = False,
     not_null: Sequence[str] = (),
+    description: str | None = None,
     comments: Mapping[str, str] | None = None,
     properties: Mapping[str, str] | None = None,
     transaction: tuple[str, int] | None = None,
@@ -72,9 +73,11 @@ def write(
     `keys` are equal and inserts the others; insert does only the latter. A missing table is
     created by any mode.
 
-    evolve lets columns be added. not_null names columns in which a null is refused. comments
-    are column descriptions. properties tell who writes and are kept in the table's history.
-    transaction is (application, number): readers of the log see how far that application came.
+    evolve lets columns be added. not_null names columns in which a null is refused. description
+    is what a table that is created says of itself; to change it later, delta-rs would wait with
+    Python's lock held, for ever if another thread streams. comments are column descriptions.
+    properties tell who writes and are kept in the table's history. transaction is (application,
+    number): readers of the log see how far that application came.
 
     Raises TarnError when types or nulls do not fit, or when other writers keep winning.
     """
@@ -88,6 +91,7 @@ def write(
         where=where,
         evolve=evolve,
         not_null=tuple(not_null),
+        description=description,
         comments=comments or {},
         properties={**(properties or {}), WRITE_ID: uuid4().hex},
         transaction=transaction,
@@ -107,15 +111,6 @@ def write(
     raise AssertionError("unreachable")
 
 
-def describe(lake: Lake, name: str, written: Written, description: str | None) -> Written:
-    """Give the table its description, in a commit of its own only when it changed."""
-    table = lake.table(name, written.version)
-    if not description or table is None or table.metadata().description == description:
-        return written
-    table.alter.set_table_description(description)
-    return replace(written, version=table.version())
-
-
 @dataclass(frozen=True)
 class _Change:
     """One requested write. `attempt` reads the table anew each time."""
@@ -129,6 +124,7 @@ class _Change:
     where: str | None
     evolve: bool
     not_null: tuple[str, ...]
+    description: str | None
     comments: Mapping[str, str]
     properties: Mapping[str, str]
     transaction: tuple[str, int] | None
@@ -174,6 +170,7 @@ class _Change:
                 stream.reader(),
                 mode="error",
                 partition_by=partitions,
+                description=self.description,
                 configuration=CONFIGURATION,
                 **self._common(),
             )

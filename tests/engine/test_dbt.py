@@ -23,7 +23,7 @@ models:
   +file_format: delta
   +materialized: table
   +schema: marts
-  +persist_docs: {{columns: true}}
+  +persist_docs: {{relation: true, columns: true}}
 seeds: {{+file_format: delta, +schema: seeds}}
 snapshots: {{+file_format: delta, +schema: snapshots}}
 """
@@ -54,6 +54,7 @@ snapshots:
 CONTRACT = """
 models:
   - name: fct_orders
+    description: One row per order.
     config: {contract: {enforced: true}}
     columns:
       - name: order_id
@@ -207,6 +208,7 @@ def test_contracts_and_descriptions_reach_the_table(project: Project) -> None:
     assert table is not None
     assert table.schema().fields[0].metadata == {"comment": "Number on the receipt."}
     assert table.history(1)[0]["tarn.model"] == "model.tarn.fct_orders"
+    assert table.metadata().description == "One row per order."
 
     project.write("seeds/orders_seed.csv", SEED + "4,new,\n")
     said = project.dbt("build", "--select", "orders_seed+", succeeds=False)

@@ -16,6 +16,7 @@ BLOCK = re.compile(
 @pytest.mark.parametrize(
     ("page", "made"),
     [
+        ("add-a-source", "lake/raw_weather/measurements"),
         ("add-a-model", "lake/marts/fct_store_days"),
         ("add-an-output", "site/dashboards/stores.html"),
         ("read-a-failing-test", "target/run_results.json"),
