@@ -26,8 +26,8 @@ def commands(page: Path) -> Iterator[str]:
 
     Blocks of `shell` belong to a page that is followed step by step; see test_how_to.py.
     """
-    for block in re.findall(r"^```(?:bash|sh)?\n(.*?)^```", page.read_text(), re.M | re.S):
-        for line in block.splitlines():
+    for language, block in re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(), re.M | re.S):
+        for line in [] if language else block.splitlines():
             if line.startswith(tuple(f"{program} " for program in PROGRAMS)):
                 yield re.sub(r"\s+#.*", "", line).strip()
 
