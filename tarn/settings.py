@@ -6,8 +6,9 @@ The only module that reads the environment. Secrets come from the environment or
 
 import os
 import re
+import subprocess
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 from tarn.errors import TarnError
@@ -27,6 +28,16 @@ class Settings:
     work_dir: Path
     """Disposable files: dbt's DuckDB file, dlt's folders. Everything in it can be made again."""
     variables: dict[str, str] = field(repr=False)
+
+    @cached_property
+    def git_revision(self) -> str:
+        """The project's commit, with `-dirty` when files differ from it; empty outside git."""
+        command = ["git", "describe", "--always", "--dirty", "--exclude=*", "--abbrev=12"]
+        try:
+            done = subprocess.run(command, cwd=self.project_dir, capture_output=True, text=True)
+        except OSError:
+            return ""
+        return done.stdout.strip()
 
     def expand(self, text: str, where: str) -> str:
         """Put the value of each `${NAME}` or `${NAME:-default}` into `text`.

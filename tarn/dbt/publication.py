@@ -1,6 +1,5 @@
 """What a finished dbt run publishes: nothing unless every node of a `dbt build` is green."""
 
-import subprocess
 from collections.abc import Mapping
 from typing import Any
 
@@ -37,7 +36,7 @@ def publish(
     if not written:
         return ""
     tables = _tables(lake, run, pinned, written, before)
-    made_by = {"dbt_invocation": run["invocation"], **_git_revision()}
+    made_by = {"dbt_invocation": run["invocation"], "git_revision": settings().git_revision}
     release = releases.publish(lake, tables, before, made_by)
     catalog.build(lake, release)
     return f"Release {release.number}: {len(written)} tables new, {len(tables)} in all."
@@ -91,14 +90,3 @@ def _pin(lake: Lake, name: str, version: int) -> Pin:
     if table is None:
         raise TarnError("the table vanished while the build ran", name, "build again")
     return Pin.of(table)
-
-
-def _git_revision() -> dict[str, str]:
-    command = ["git", "rev-parse", "--short", "HEAD"]
-    try:
-        out = subprocess.run(
-            command, cwd=settings().project_dir, capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return {}
-    return {"git_revision": out.stdout.strip()}

@@ -2,6 +2,7 @@
 
 import importlib.util
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from deltalake import DeltaTable
 
+from tarn.settings import settings
 from tarn.storage.lake import Lake
 
 FOOTERS_AT_ONCE = 64
@@ -22,6 +24,28 @@ def prepare(connection: duckdb.DuckDBPyConnection, lake: Lake) -> None:
     """Make a connection read the lake: UTC clock, the Delta extension, and S3 where it lives."""
     for statement in ("set enable_progress_bar = false", *preparation(lake)):
         connection.execute(statement)
+
+
+def session(lake: Lake) -> duckdb.DuckDBPyConnection:
+    """A connection for the engine's own short work on a lake; close it when done.
+
+    Those of one process share a DuckDB: loading the Delta extension takes longer than the work.
+    """
+    return _database(lake.root).cursor() if lake.is_local else _opened(lake)
+
+
+@cache
+def _database(root: str) -> duckdb.DuckDBPyConnection:
+    return _opened(Lake(root))
+
+
+def _opened(lake: Lake) -> duckdb.DuckDBPyConnection:
+    connection = duckdb.connect()
+    prepare(connection, lake)
+    spill = settings().work_dir / "spill"
+    connection.execute(f"set temp_directory = {literal(str(spill))}; set memory_limit = '500MB'")
+    connection.execute("set preserve_insertion_order = false")
+    return connection
 
 
 def preparation(lake: Lake) -> list[str]:

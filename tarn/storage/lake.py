@@ -13,6 +13,7 @@ from obstore.store import LocalStore, ObjectStore, S3Store
 
 from tarn.errors import TarnError
 from tarn.settings import Settings
+from tarn.storage.policy import Policy
 
 OWN_SCHEMA = "_tarn"
 """Folder of the lake that holds releases and view definitions instead of tables."""
@@ -29,15 +30,21 @@ class Lake:
     """An absolute path or an `s3://bucket/prefix` address, without a slash at its end."""
     options: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Storage options in delta-rs's spelling. Empty for a local lake."""
+    policy: Policy = field(default_factory=Policy, repr=False)
+    """How its tables are kept."""
+    stamp: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """What each commit tells of its maker, such as the project's git revision."""
 
     @classmethod
     def open(cls, settings: Settings) -> "Lake":
         """The lake of a project; a local root is made when it is missing."""
+        policy = Policy.read(settings.project_dir)
+        stamp = {"tarn.git_revision": settings.git_revision} if settings.git_revision else {}
         if "://" not in settings.lake:
             Path(settings.lake).mkdir(parents=True, exist_ok=True)
-            return cls(settings.lake)
+            return cls(settings.lake, {}, policy, stamp)
         options = {k: v for k, v in settings.variables.items() if k.startswith(_S3_VARIABLES)}
-        return cls(settings.lake, options)
+        return cls(settings.lake, options, policy, stamp)
 
     @property
     def is_local(self) -> bool:

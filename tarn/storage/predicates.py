@@ -27,17 +27,18 @@ def value(item: object) -> str:
     raise TypeError(f"no constant for a {type(item).__name__}")
 
 
-def any_of(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """True where the columns equal one of the rows; null equals null."""
+def any_of(columns: Sequence[str], rows: Iterable[Sequence[object]], prefix: str = "") -> str:
+    """True where the columns, each with `prefix` before it, equal one of the rows; null equals
+    null. Raises TypeError as `value` does."""
     rows = list(rows)
-    if len(columns) == 1 and all(row[0] is not None for row in rows):
-        return f"{column(columns[0])} in ({', '.join(value(row[0]) for row in rows)})"
-    return " or ".join(f"({_equal(columns, row)})" for row in rows)
+    names = [prefix + column(name) for name in columns]
+    if len(names) == 1 and all(row[0] is not None for row in rows):
+        return f"{names[0]} in ({', '.join(value(row[0]) for row in rows)})"
+    return " or ".join(f"({_equal(names, row)})" for row in rows)
 
 
-def _equal(columns: Sequence[str], row: Sequence[object]) -> str:
-    pairs = zip(columns, row, strict=True)
+def _equal(names: Sequence[str], row: Sequence[object]) -> str:
+    pairs = zip(names, row, strict=True)
     return " and ".join(
-        f"{column(name)} is null" if item is None else f"{column(name)} = {value(item)}"
-        for name, item in pairs
+        f"{name} is null" if item is None else f"{name} = {value(item)}" for name, item in pairs
     )

@@ -15,12 +15,15 @@ from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from deltalake import CommitProperties, DeltaTable, Transaction, WriterProperties, write_deltalake
+from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError
+from deltalake.table import TableMerger
 
 from tarn.errors import TarnError
 from tarn.storage.lake import Lake
-from tarn.storage.predicates import column, value
+from tarn.storage.merging import MERGE_SECONDS, Merge, Plan, in_time
+from tarn.storage.policy import Layout
+from tarn.storage.predicates import column
 from tarn.storage.types import cast_to, deltable, fit
 
 log = logging.getLogger(__name__)
@@ -31,12 +34,16 @@ Rows: TypeAlias = "pa.Table | Callable[[], pa.RecordBatchReader]"
 
 ROW_GROUP_ROWS = 122_880
 """One DuckDB vector group: scans of star joins ran a quarter faster than with larger groups."""
-WRITER = WriterProperties(
-    compression="ZSTD", compression_level=1, max_row_group_size=ROW_GROUP_ROWS
-)
-CONFIGURATION = {"delta.checkpointInterval": "10"}
-"""Of each table made: delta-rs's own 100 makes opening a busy table slow."""
-ATTEMPTS = 6
+CONFIGURATION = {
+    # delta-rs's own 100 makes opening a busy table slow.
+    "delta.checkpointInterval": "10",
+    # A kept release may need old entries of the log; `upkeep` knows which.
+    "delta.enableExpiredLogCleanup": "false",
+}
+"""Of each table made."""
+ATTEMPTS = 12
+_LONGEST_PAUSE = 2.0
+"""Seconds."""
 _ENCODED = [pa.dictionary(index, pa.string()) for index in (pa.int8(), pa.int16(), pa.int32())]
 WRITE_ID = "tarn.write_id"
 
@@ -65,13 +72,16 @@ def write(
     comments: Mapping[str, str] | None = None,
     properties: Mapping[str, str] | None = None,
     transaction: tuple[str, int] | None = None,
+    deleted: str | None = None,
 ) -> Written:
     """Change the table `schema.table` in one atomic commit and say which version that made.
 
     append adds rows; replace puts them in place of everything, schema included; replace_where
     in place of the rows for which the SQL predicate `where` is true; merge updates rows whose
-    `keys` are equal and inserts the others; insert does only the latter. A missing table is
-    created by any mode.
+    `keys` are equal and inserts the others; insert does only the latter. Rows that would change
+    nothing make no commit. A missing table is created by any mode.
+
+    deleted names a boolean column of the rows that is not kept: where true, a merge deletes.
 
     evolve lets columns be added. not_null names columns in which a null is refused. description
     is what a table that is created says of itself; to change it later, delta-rs would wait with
@@ -93,8 +103,9 @@ def write(
         not_null=tuple(not_null),
         description=description,
         comments=comments or {},
-        properties={**(properties or {}), WRITE_ID: uuid4().hex},
+        properties={**lake.stamp, **(properties or {}), WRITE_ID: uuid4().hex},
         transaction=transaction,
+        deleted=deleted,
     )
     for attempt in range(1, ATTEMPTS + 1):
         try:
@@ -107,7 +118,7 @@ def write(
                     name,
                     "run it again when they are done",
                 ) from conflict
-            time.sleep(random.uniform(0.05, 0.2) * 2**attempt)
+            time.sleep(random.uniform(0.01, min(_LONGEST_PAUSE, 0.05 * 2**attempt)))
     raise AssertionError("unreachable")
 
 
@@ -128,15 +139,20 @@ class _Change:
     comments: Mapping[str, str]
     properties: Mapping[str, str]
     transaction: tuple[str, int] | None
+    deleted: str | None
+
+    @property
+    def _layout(self) -> Layout:
+        return self.lake.policy.of(self.name).layout
 
     def attempt(self) -> Written:
         table = self.lake.table(self.name)
         stream = self._stream(table)
         try:
-            if table is None or self.mode == "replace":
-                return self._overwrite(table, stream)
             if self.mode in ("merge", "insert"):
                 return self._merge(table, stream)
+            if table is None or self.mode == "replace":
+                return self._overwrite(table, stream.reader(), stream)
             return self._add(table, stream)
         except (DeltaError, OSError, pa.ArrowException) as error:
             # delta-rs wraps what the stream raised beyond recognition; the stream remembers.
@@ -149,9 +165,12 @@ class _Change:
     def _stream(self, table: DeltaTable | None) -> "_Stream":
         reader = self.rows.to_reader() if isinstance(self.rows, pa.Table) else self.rows()
         schema = deltable(reader.schema, self.name)
+        mark = [field for field in schema if field.name == self.deleted]
         if table is not None and self.mode != "replace":
             existing = pa.schema(table.schema().to_arrow())
-            schema = fit(schema, existing, self.name, evolve=self.evolve)
+            kept = pa.schema([field for field in schema if field not in mark])
+            schema = fit(kept, existing, self.name, evolve=self.evolve)
+            schema = pa.schema([*schema, *mark])
         # A constant text column stays dictionary-encoded on its way: half the memory.
         kinds = {f.name: f.type for f in reader.schema if f.type in _ENCODED and not self.keys}
         fields = [self._described(f.with_type(kinds.get(f.name, f.type))) for f in schema]
@@ -162,26 +181,32 @@ class _Change:
         field = field.with_nullable(field.name not in self.not_null)
         return field.with_metadata({"comment": comment} if comment else None)
 
-    def _overwrite(self, table: DeltaTable | None, stream: "_Stream") -> Written:
+    def _overwrite(
+        self, table: DeltaTable | None, rows: "pa.RecordBatchReader | pa.Table", stream: "_Stream"
+    ) -> Written:
+        options = self._common(pinned=True)
         partitions = list(self.partition_by) or None
         if table is None:
             write_deltalake(
                 self.lake.uri(self.name),
-                stream.reader(),
+                rows,
                 mode="error",
                 partition_by=partitions,
                 description=self.description,
-                configuration=CONFIGURATION,
-                **self._common(),
+                configuration={
+                    **CONFIGURATION,
+                    "delta.targetFileSize": str(self._layout.target_file_bytes),
+                },
+                **options,
             )
         else:
             write_deltalake(
                 table,
-                stream.reader(),
+                rows,
                 mode="overwrite",
                 schema_mode="overwrite",
                 partition_by=partitions,
-                **self._common(),
+                **options,
             )
         return Written(self._version(table), stream.count)
 
@@ -194,26 +219,66 @@ class _Change:
         write_deltalake(table, stream.reader(), schema_mode="merge", **target, **self._common())
         return Written(self._version(table), stream.count)
 
-    def _merge(self, table: DeltaTable, stream: "_Stream") -> Written:
+    def _merge(self, table: DeltaTable | None, stream: "_Stream") -> Written:
+        if table is None and self.deleted is None:
+            return self._overwrite(None, stream.reader(), stream)
         source = stream.reader().read_all()
-        if not source.num_rows:
-            return Written(table.version(), 0)
         self._check_keys(source)
+        if table is None:
+            return self._overwrite(None, self._unmarked(source), stream)
+        updates = self.mode == "merge"
+        merge = Merge(self.lake, table, source, self.keys, updates, self.deleted)
+        plan = merge.plan()
+        if plan.kind == "nothing":
+            return Written(table.version(), stream.count)
+        if plan.kind != "merge":
+            self._carry_out(table, merge, plan)
+        elif not in_time(self._merger(table, plan).execute, MERGE_SECONDS):
+            # Should it end after all, its commit is refused: the version will be taken.
+            log.warning("%s: the merge hangs, so the table is written anew", self.name)
+            again = DeltaTable(
+                table.table_uri, table.version(), storage_options=dict(self.lake.options)
+            )
+            self._carry_out(again, merge, merge.without_merging(plan))
+        return Written(self._version(None), stream.count)
+
+    def _merger(self, table: DeltaTable, plan: Plan) -> TableMerger:
         merger = table.merge(
-            source,
-            predicate=_merge_predicate(source, self.keys),
+            plan.rows,
+            predicate=plan.same,
             source_alias="source",
             target_alias="target",
             merge_schema=self.evolve,
             # Streaming the source disables the pruning of target files: forty times slower.
             streamed_exec=False,
-            writer_properties=WRITER,
-            commit_properties=self._commit_properties(),
+            writer_properties=self._layout.writer_properties(),
+            commit_properties=self._commit_properties(pinned=True),
         )
-        if self.mode == "merge":
-            merger = merger.when_matched_update_all()
-        merger.when_not_matched_insert_all().execute()
-        return Written(self._version(table), source.num_rows)
+        if self.deleted is None:
+            return merger.when_matched_update_all().when_not_matched_insert_all()
+        return (
+            merger.when_matched_delete(predicate=f"source.{column(self.deleted)}")
+            .when_matched_update_all(except_cols=[self.deleted])
+            .when_not_matched_insert_all(except_cols=[self.deleted])
+        )
+
+    def _carry_out(self, table: DeltaTable, merge: Merge, plan: Plan) -> None:
+        """Write what any plan but a merge says."""
+        rows = self._unmarked(plan.rows)
+        target: dict[str, Any] = {"mode": "append"}
+        if plan.kind != "append":
+            target = {"mode": "overwrite", "predicate": plan.region}
+        if plan.kind == "rewrite":
+            batches = chain(rows.to_batches(), merge.others(plan, rows.schema, ROW_GROUP_ROWS))
+            rows = pa.RecordBatchReader.from_batches(rows.schema, batches)
+        write_deltalake(table, rows, schema_mode="merge", **target, **self._common(pinned=True))
+
+    def _unmarked(self, rows: pa.Table) -> pa.Table:
+        """The rows to be kept, without the column that marks the others."""
+        if self.deleted is None:
+            return rows
+        kept = rows.filter(pc.invert(pc.fill_null(rows[self.deleted], False)))
+        return kept.drop_columns([self.deleted])
 
     def _check_keys(self, source: pa.Table) -> None:
         """Delta merges insert null keys always and fail obscurely on repeated ones."""
@@ -228,16 +293,22 @@ class _Change:
                 "deduplicate the rows by a total order before they are merged",
             )
 
-    def _common(self) -> dict[str, Any]:
+    def _common(self, *, pinned: bool = False) -> dict[str, Any]:
         return {
             "storage_options": dict(self.lake.options),
-            "writer_properties": WRITER,
-            "commit_properties": self._commit_properties(),
+            "writer_properties": self._layout.writer_properties(),
+            "target_file_size": self._layout.target_file_bytes,
+            "commit_properties": self._commit_properties(pinned=pinned),
         }
 
-    def _commit_properties(self) -> CommitProperties:
+    def _commit_properties(self, *, pinned: bool) -> CommitProperties:
+        """pinned: the commit fails if the table is not as it was read, whoever changed what."""
         marks = [Transaction(*self.transaction)] if self.transaction else None
-        return CommitProperties(custom_metadata=dict(self.properties), app_transactions=marks)
+        return CommitProperties(
+            custom_metadata=dict(self.properties),
+            app_transactions=marks,
+            max_commit_retries=0 if pinned else None,
+        )
 
     def _version(self, table: DeltaTable | None) -> int:
         """The version this write made, whoever has written since."""
@@ -281,18 +352,3 @@ class _Stream:
         except BaseException as failure:
             self.failure = failure
             raise
-
-
-def _merge_predicate(source: pa.Table, keys: Sequence[str]) -> str:
-    """Equality of the keys, and the range the source's keys span, so that files are skipped."""
-    equal = [f"target.{column(key)} = source.{column(key)}" for key in keys]
-    return " and ".join(equal + [bound for key in keys for bound in _key_range(source, key)])
-
-
-def _key_range(source: pa.Table, key: str) -> list[str]:
-    kind = source.schema.field(key).type
-    if not (pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_date32(kind)):
-        return []
-    span = pc.min_max(source[key])
-    low, high = (value(span[end].as_py()) for end in ("min", "max"))
-    return [f"target.{column(key)} >= {low}", f"target.{column(key)} <= {high}"]
