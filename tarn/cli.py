@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import click
+from rich import filesize
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
+from tarn.cli_storage import maintain, storage
 from tarn.errors import TarnError
 from tarn.settings import settings
 from tarn.storage import catalog, releases
@@ -47,9 +50,14 @@ def ingest(systems: Sequence[str]) -> None:
 
 
 @cli.command(context_settings={"ignore_unknown_options": True})
+@click.option(
+    "--from-release", type=int, metavar="N", help="Read raw tables as release N has them."
+)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def build(arguments: Sequence[str]) -> None:
+def build(arguments: Sequence[str], from_release: int | None) -> None:
     """Run dbt build; a green one publishes a release."""
+    if from_release is not None:
+        return _rebuild(from_release, arguments)
     command = [_beside("dbt"), "build", *arguments]
     sys.exit(subprocess.run(command, cwd=settings().project_dir).returncode)
 
@@ -123,13 +131,12 @@ def show(number: int | None) -> None:
 @click.argument("before", type=int)
 @click.argument("after", type=int, required=False)
 def diff(before: int, after: int | None) -> None:
-    """What changed per table between two releases (default: up to the current one)."""
-    table = Table("table", "changed", "version", "rows", box=None)
-    for change in releases.diff(_release(before), _release(after)):
-        old, new = change.before, change.after
-        versions = f"{old.version if old else '-'} → {new.version if new else '-'}"
-        rows = f"{(new.rows if new else 0) - (old.rows if old else 0):+,}"
-        table.add_row(change.name, change.kind, versions, rows)
+    """Rows and columns that changed per table between two releases (default: the current one)."""
+    old, new = _release(before), _release(after)
+    table = Table("table", "version", "rows", "columns", box=None)
+    for change in releases.diff(old, new):
+        with _CONSOLE.status(f"comparing {change.name}"):
+            table.add_row(change.name, *_difference(change))
     _print(table) if table.row_count else click.echo("Nothing changed.")
 
 
@@ -141,6 +148,51 @@ def rollback(number: int | None) -> None:
     one = releases.rollback(lake, number)
     catalog.build(lake, one)
     click.echo(f"Release {one.number} shows the tables of release {one.made_by['rollback_to']}.")
+
+
+@cli.group("table")
+def tables() -> None:
+    """Single tables of the lake."""
+
+
+@tables.command("show")
+@click.argument("name", metavar="SCHEMA.TABLE")
+@click.option("--version", type=int, help="As it was then; default: the newest.")
+@click.option("--commits", type=int, default=10, help="How much of its history; default: 10.")
+def show_table(name: str, version: int | None, commits: int) -> None:
+    """A table's columns, files, and who made each version from what."""
+    from tarn.storage.tables import describe
+
+    one = describe(_lake(), name, version, commits)
+    parts = f", partitioned by {', '.join(one.partition_by)}" if one.partition_by else ""
+    size = filesize.decimal(one.bytes)
+    click.echo(
+        f"{one.name}, version {one.version}: {one.rows:,} rows, {size} in {one.files} files{parts}"
+    )
+    if one.text:
+        _say(f"{one.text.strip()}\n")
+    columns = Table("column", "type", "description", box=None)
+    for column in one.columns:
+        columns.add_row(column.name, column.type, escape(" ".join(column.description.split())))
+    _print(columns)
+    history = Table("version", "made at (UTC)", "release", "did", "rows", "by", box=None)
+    for commit in one.history:
+        history.add_row(
+            str(commit.version),
+            f"{commit.at:%Y-%m-%d %H:%M:%S}",
+            str(commit.release or ""),
+            commit.operation,
+            "" if commit.rows_written is None else f"{commit.rows_written:,}",
+            ", ".join(f"{key} {value}" for key, value in commit.made_by.items()),
+        )
+        if commit.reads:
+            history.add_row("", "", "", "", "", f"from {', '.join(commit.reads)}")
+    click.echo()
+    _print(history)
+
+
+cli.add_command(maintain)
+cli.add_command(storage)
 
 
 def main() -> None:
@@ -161,6 +213,36 @@ def _release(number: int | None) -> releases.Release:
     if found is None:
         raise TarnError("there is no release yet", fix="a green dbt build publishes one")
     return found
+
+
+def _rebuild(number: int, arguments: Sequence[str]) -> None:
+    """Build from a release's raw tables, and say what came out otherwise than then."""
+    from tarn.dbt.build import rebuild
+
+    differ = rebuild(settings().project_dir, number, arguments)
+    if differ is None:
+        sys.exit(1)
+    same = f"Every table has the rows it has in release {number}, by content hash."
+    _say(f"Other rows than in release {number}: {', '.join(differ)}." if differ else same)
+
+
+def _difference(change: releases.Difference) -> tuple[str, str, str]:
+    """The versions, rows and columns of a table in two releases, in words."""
+    from tarn.storage.contents import changes
+
+    old, new = change.before, change.after
+    versions = f"{old.version if old else '-'} → {new.version if new else '-'}"
+    if old is None or new is None:
+        rows = f"+{new.rows:,}" if new else f"-{old.rows if old else 0:,}"
+        return versions, rows, "new table" if new else "table gone"
+    found = changes(_lake(), change.name, old, new)
+    rows = f"+{found.rows_added:,} -{found.rows_removed:,}"
+    told = [f"+{name}" for name in found.columns_added]
+    told += [f"-{name}" for name in found.columns_removed]
+    told += [f"{name}: other type" for name in found.columns_retyped]
+    if found.columns_changed:
+        told.append(f"other values in {', '.join(found.columns_changed)}")
+    return versions, rows if found else "the same rows", ", ".join(told)
 
 
 def _maker(one: releases.Release) -> str:

@@ -16,6 +16,8 @@ from tarn.errors import TarnError
 _REFERENCE = re.compile(r"\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\}")
 _MARKER = "dbt_project.yml"
 SECRETS_FILE = "secrets.env"
+FROM_RELEASE = "TARN_FROM_RELEASE"
+"""Variable that names a release: dbt reads tables as that has them, instead of the latest."""
 
 
 @dataclass(frozen=True)

@@ -4,20 +4,25 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from tarn.settings import FROM_RELEASE, settings
+from tarn.storage import releases
+from tarn.storage.contents import content_hash
+from tarn.storage.lake import Lake
+
+_DBT = str(Path(sys.executable).with_name("dbt"))
 QUIET_SECONDS = 10
 """Between two lines of progress where there is no terminal to redraw."""
 
 
 def build(project: Path, console: Console) -> bool:
     """Run `dbt build` in a project, and say whether it is green."""
-    dbt = str(Path(sys.executable).with_name("dbt"))
-    command = [dbt, "--log-format", "json", "--no-use-colors", "build"]
+    command = [_DBT, "--log-format", "json", "--no-use-colors", "build"]
     with subprocess.Popen(command, cwd=project, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         with console.status("dbt build") as status:
@@ -25,6 +30,28 @@ def build(project: Path, console: Console) -> bool:
             for event in _events(process.stdout):
                 status.update(progress.take(event))
     return process.returncode == 0
+
+
+def rebuild(project: Path, number: int, arguments: Sequence[str]) -> list[str] | None:
+    """Build everything from the raw tables and snapshots of a release, as if it were then.
+
+    Gives the tables whose rows differ from that release's; None when the build is red.
+    """
+    lake = Lake.open(settings())
+    then = releases.read(lake, number)
+    command = [_DBT, "build", "--full-refresh", "--exclude-resource-type", "snapshot", *arguments]
+    environment = {**settings().variables, FROM_RELEASE: str(number)}
+    if subprocess.run(command, cwd=project, env=environment).returncode:
+        return None
+    now = releases.current(lake)
+    assert now is not None
+    return [
+        change.name
+        for change in releases.diff(then, now)
+        if not (change.before and change.after)
+        or content_hash(lake, change.name, change.before)
+        != content_hash(lake, change.name, change.after)
+    ]
 
 
 class _Progress:

@@ -9,6 +9,7 @@ Delta writer. Macros reach it through `adapter.store_relation('tarn', …)`; see
 import logging
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import duckdb
@@ -19,13 +20,26 @@ from dbt.adapters.duckdb.plugins import BasePlugin
 from dbt.adapters.duckdb.utils import TargetConfig
 from deltalake import DeltaTable
 
-from tarn.dbt import publication, views
-from tarn.settings import settings
+from tarn.dbt import views
+from tarn.dbt.descriptions import Turns, comments, describe
+from tarn.dbt.graph import tables_read
+from tarn.dbt.inputs import digest, fingerprint
+from tarn.dbt.publication import Build, publish
+from tarn.errors import TarnError
+from tarn.settings import FROM_RELEASE, settings
 from tarn.storage import releases
-from tarn.storage.duck import identifier, prepare, select_from, stream
+from tarn.storage.duck import (
+    identifier,
+    prepare,
+    select_failure,
+    select_from,
+    show,
+    stream,
+)
 from tarn.storage.lake import Lake
 from tarn.storage.predicates import any_of
 from tarn.storage.releases import Release
+from tarn.storage.types import deltable, loses_nothing
 from tarn.storage.writer import ROW_GROUP_ROWS, Written, write
 
 log = logging.getLogger(__name__)
@@ -39,7 +53,11 @@ class Plugin(BasePlugin):
         self._cursor = threading.local()
         self._pinned: dict[str, int] = {}
         self._written: dict[str, Written] = {}
+        self._views: dict[str, str] = {}
+        self._turns = Turns()
+        self._batches: dict[str, threading.Lock] = {}
         self._before: Release | None = None
+        self._rebuilt: Release | None = None
 
     def update_connection_config(self, creds: DuckDBCredentials, config: dict[str, Any]) -> None:
         spill = settings().work_dir / "spill"
@@ -49,9 +67,14 @@ class Plugin(BasePlugin):
     def configure_connection(self, conn: duckdb.DuckDBPyConnection) -> None:
         prepare(conn, self._lake)
         self._before = releases.current(self._lake)
-        for name in self._lake.names():
-            self._show(conn, name)
-        views.restore(conn, self._lake)
+        if number := settings().variables.get(FROM_RELEASE):
+            self._rebuilt = releases.read(self._lake, int(number))
+            for name, pin in self._rebuilt.tables.items():
+                self._show(conn, name, pin.version)
+        else:
+            for name in self._lake.names():
+                self._show(conn, name)
+        self._views = views.restore(conn, self._lake)
 
     def configure_cursor(self, cursor: duckdb.DuckDBPyConnection) -> None:
         # A cursor shared by threads returns wrong rows without an error: each keeps its own.
@@ -64,22 +87,36 @@ class Plugin(BasePlugin):
         operations: dict[str, Callable[[str, dict[str, Any]], Any]] = {
             "write": self._write,
             "remember_view": self._remember_view,
+            "forget_view": self._forget_view,
+            "tables": lambda _, __: sorted(self._pinned.keys() - self._views.keys()),
+            "misfits": self._misfits,
+            "describe": self._describe,
             "publish": self._publish,
             "measure_tables": self._measure_tables,
         }
         name = f"{relation.schema}.{relation.identifier}" if relation else ""
         request["result"] = operations[request["operation"]](name, request)
 
-    def _show(self, cursor: duckdb.DuckDBPyConnection, name: str) -> None:
-        """Make the table a view, pinned to its latest version."""
-        table = self._table(name)
-        self._pinned[name] = table.version()
-        schema = identifier(name.partition(".")[0])
-        cursor.execute(f"create schema if not exists {schema}")
-        cursor.execute(f"create or replace view {identifier(name)} as {select_from(table)}")
+    def _show(
+        self, cursor: duckdb.DuckDBPyConnection, name: str, version: int | None = None
+    ) -> None:
+        """Make the table a view, pinned to a version, else to its latest.
 
-    def _write(self, name: str, request: dict[str, Any]) -> int:
-        """Stream the rows of `request['sql']` into the table; the number of rows."""
+        One that cannot be read becomes a view that says so to who reads it, and is not pinned.
+        """
+        self._pinned.pop(name, None)
+        try:
+            table = self._table(name, version)
+        except TarnError as failure:
+            log.warning("%s", failure)
+            show(cursor, name, select_failure(failure))
+        else:
+            self._pinned[name] = table.version()
+            show(cursor, name, select_from(table))
+
+    def _write(self, name: str, request: dict[str, Any]) -> int | None:
+        """Stream the rows of `request['sql']` into the table; how many there were, or None when
+        the table was made of the very same."""
         cursor: duckdb.DuckDBPyConnection = self._cursor.own
         if request["mode"] == "replace_keys":
             request = {**request, **_replace_keys(cursor, name, request)}
@@ -87,28 +124,91 @@ class Plugin(BasePlugin):
         def rows() -> pa.RecordBatchReader:
             return stream(cursor, request["sql"], ROW_GROUP_ROWS)
 
+        request["properties"].update(self._lineage(name, request))
+        if self._is_unchanged(name, request):
+            self._written[name] = Written(self._pinned[name], 0)
+            return None
         options = {key: request[key] for key in _WRITE_OPTIONS if request.get(key)}
-        written = write(self._lake, name, rows, mode=request["mode"], **options)
-        views.forget(self._lake, name)
-        self._written[name] = written
-        self._show(cursor, name)
+        # Batches of one model come from several threads; each sees what the one before made.
+        with self._batches.setdefault(name, threading.Lock()), self._turns.writing():
+            written = write(self._lake, name, rows, mode=request["mode"], **options)
+            # Shown outside a batch's transaction: two of them cannot replace one view.
+            self._show(cursor.cursor() if request.get("batch") else cursor, name)
+        self._forget_view(name, request)
+        if request.get("released", True):
+            self._written[name] = written
         return written.rows
+
+    def _lineage(self, name: str, request: dict[str, Any]) -> dict[str, str]:
+        """What a commit tells of what it was made from."""
+        read = tables_read(request["graph"], request["properties"]["tarn.model"], self._pinned)
+        reads = ",".join(f"{table}@{self._pinned[table]}" for table in sorted(read - {name}))
+        release = self._rebuilt or self._before
+        told = {"tarn.reads": reads, "tarn.after_release": str(release.number if release else 0)}
+        shape = [request.get(key) for key in _SHAPE]
+        if file := request.get("file"):
+            told[MADE_OF] = digest([file, shape])
+        elif request["repeatable"]:
+            versions = {k: v for k, v in self._pinned.items() if k not in {*self._views, name}}
+            made_of = fingerprint(self._cursor.own, request["sql"], versions, self._views, shape)
+            told |= {MADE_OF: made_of} if made_of else {}
+        return told
+
+    def _is_unchanged(self, name: str, request: dict[str, Any]) -> bool:
+        """Whether the table's rows came of the same query over the same versions of its sources."""
+        made_of = request["properties"].get(MADE_OF)
+        if not made_of or request["full_refresh"] or name in self._views:
+            return False
+        if name not in self._pinned:
+            return False
+        history = self._table(name, self._pinned[name]).history(_UPKEEP_AT_MOST)
+        rows_from = next((commit for commit in history if "tarn.upkeep" not in commit), {})
+        return bool(rows_from.get(MADE_OF) == made_of)
+
+    def _describe(self, name: str, request: dict[str, Any]) -> None:
+        """Say of the table just written what its model says, where the write did not."""
+        with self._turns.alone():
+            table = self._table(name)
+            marks = {"tarn.model": request["model"]}
+            if not describe(table, request["description"], request["comments"], marks):
+                return
+        if name in self._written:
+            self._written[name] = replace(self._written[name], version=table.version())
+        self._show(self._cursor.own, name)
+
+    def _misfits(self, name: str, request: dict[str, Any]) -> list[str]:
+        """Columns of the query, which the table has, whose values its types cannot hold."""
+        cursor: duckdb.DuckDBPyConnection = self._cursor.own
+        none = cursor.execute(f"select * from ({request['sql']}) limit 0").to_arrow_table()
+        incoming = deltable(none.schema, name)
+        kept = pa.schema(self._table(name).schema().to_arrow())
+        both = [field for field in incoming if field.name in kept.names]
+        return [f.name for f in both if not loses_nothing(f.type, kept.field(f.name).type)]
 
     def _remember_view(self, name: str, request: dict[str, Any]) -> None:
         views.remember(self._lake, name, request["sql"])
+        self._views[name] = request["sql"]
+
+    def _forget_view(self, name: str, _: dict[str, Any]) -> None:
+        if name in self._views:
+            views.forget(self._lake, name)
+            del self._views[name]
 
     def _publish(self, _: str, request: dict[str, Any]) -> str:
-        return publication.publish(self._lake, request, self._pinned, self._written, self._before)
+        build = Build(self._pinned, self._written, self._before, self._rebuilt)
+        return publish(self._lake, request, build)
 
     def _measure_tables(self, _: str, request: dict[str, Any]) -> None:
-        """Fill the temporary table `lake_tables` with what each table of the lake comes to."""
-        rows = [[*name.split("."), *_measures(self._table(name))] for name in self._pinned]
+        """Fill `lake_tables` with what each table comes to, `lake_comments` with its columns'."""
+        tables = {name: self._table(name) for name in self._pinned}
         cursor: duckdb.DuckDBPyConnection = self._cursor.own
-        if rows:
+        if rows := [[*name.split("."), *_measures(table)] for name, table in tables.items()]:
             cursor.executemany("insert into lake_tables values (?, ?, ?, ?, ?, ?, ?)", rows)
+        if said := [[*name.split("."), *c] for name, t in tables.items() for c in comments(t)]:
+            cursor.executemany("insert into lake_comments values (?, ?, ?, ?)", said)
 
-    def _table(self, name: str) -> DeltaTable:
-        table = self._lake.table(name)
+    def _table(self, name: str, version: int | None = None) -> DeltaTable:
+        table = self._lake.table(name, version)
         assert table is not None
         return table
 
@@ -122,6 +222,11 @@ def _measures(table: DeltaTable) -> list[Any]:
 _WRITE_OPTIONS = (
     "keys", "partition_by", "where", "evolve", "not_null", "description", "comments", "properties"
 )  # fmt: skip
+_SHAPE = ("partition_by", "comments", "description", "not_null")
+"""What shapes a table beside its query."""
+MADE_OF = "tarn.made_of"
+_UPKEEP_AT_MOST = 10
+"""So many commits back, past those of upkeep, the one that made the rows is looked for."""
 _MOST_KEYS = 1000
 """Above so many distinct keys a predicate costs more than rewriting the table."""
 

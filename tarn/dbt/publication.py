@@ -1,8 +1,10 @@
 """What a finished dbt run publishes: nothing unless every node of a `dbt build` is green."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
+from tarn.dbt.graph import sources_of
 from tarn.errors import TarnError
 from tarn.settings import settings
 from tarn.storage import catalog, releases
@@ -14,40 +16,54 @@ GREEN = {"success", "pass", "warn", "no-op"}
 _STORED = ("model", "seed", "snapshot")
 
 
-def publish(
-    lake: Lake,
-    run: Mapping[str, Any],
-    pinned: Mapping[str, int],
-    written: Mapping[str, Written],
-    before: Release | None,
-) -> str:
+@dataclass(frozen=True)
+class Build:
+    """What one dbt process read and wrote."""
+
+    pinned: Mapping[str, int]
+    """Version of each table as it was read."""
+    written: Mapping[str, Written]
+    before: Release | None
+    """The current release when it began."""
+    rebuilt: Release | None = None
+    """The release whose raw tables and snapshots it read, instead of the latest."""
+
+
+def publish(lake: Lake, run: Mapping[str, Any], build: Build) -> str:
     """Publish the tables of a green build, and say in one line what became of it.
 
     run: `command`, `rehearsal`, `invocation`, dbt's `results`, and its graph as `nodes` and
-    `sources`. pinned: version of each table as the run read it.
-    before: the current release when the run began; tables the run did not build keep their
-    version of it. Raises TarnError when somebody else published since.
+    `sources`. Tables the run did not build keep the version they have in the release before.
+    Raises TarnError when somebody else published since.
     """
     if run["command"] != "build" or run["rehearsal"]:
         return ""
     red = [result for result in run["results"] if str(result.status) not in GREEN]
     if red:
         return f"No release: {len(red)} of {len(run['results'])} nodes failed or were skipped."
-    if not written:
-        return ""
-    tables = _tables(lake, run, pinned, written, before)
     made_by = {"dbt_invocation": run["invocation"], "git_revision": settings().git_revision}
-    release = releases.publish(lake, tables, before, made_by)
+    if build.rebuilt:
+        made_by["rebuilt_from_release"] = str(build.rebuilt.number)
+    upon = _upon(lake, build.before)
+    tables = _tables(lake, run, build, build.rebuilt or upon)
+    release = releases.publish(lake, tables, upon, made_by)
+    if upon is not None and release.number == upon.number:
+        return f"Nothing changed: release {release.number} stays."
     catalog.build(lake, release)
-    return f"Release {release.number}: {len(written)} tables new, {len(tables)} in all."
+    new = [name for name, pin in tables.items() if not upon or upon.tables.get(name) != pin]
+    return f"Release {release.number}: {len(new)} tables new, {len(tables)} in all."
+
+
+def _upon(lake: Lake, before: Release | None) -> Release | None:
+    """The release to publish upon: the one before the build, or what upkeep made of it since."""
+    if before is None:
+        return None
+    since = [one for one in releases.releases(lake) if one.number > before.number]
+    return since[0] if since and all("upkeep" in one.made_by for one in since) else before
 
 
 def _tables(
-    lake: Lake,
-    run: Mapping[str, Any],
-    pinned: Mapping[str, int],
-    written: Mapping[str, Written],
-    before: Release | None,
+    lake: Lake, run: Mapping[str, Any], build: Build, base: Release | None
 ) -> dict[str, Pin]:
     nodes = {
         f"{node['schema']}.{node['alias']}"
@@ -55,34 +71,20 @@ def _tables(
         if node["resource_type"] in _STORED
     }
     schemas = {name.partition(".")[0] for name in nodes}
-    kept = before.tables if before else {}
+    kept = base.tables if base else {}
+    before = build.before.tables if build.before else {}
     # A table of dbt's schemas that no node makes any more leaves with its declaration.
     tables = {n: pin for n, pin in kept.items() if n in nodes or n.partition(".")[0] not in schemas}
-    read = _sources_read(run)
-    for name, version in pinned.items():
+    read = sources_of(run, [result.node.unique_id for result in run["results"]])
+    for name, version in build.pinned.items():
         ours = name.partition(".")[0] in schemas
-        if name in written:
-            tables[name] = _pin(lake, name, written[name].version)
+        if name in build.written:
+            tables[name] = _pin(lake, name, build.written[name].version)
+        elif name in tables and name in before and before[name].version == version:
+            continue  # What it read is what the release has, if in files that upkeep made since.
         elif not ours and (name in read or name not in tables):
             tables[name] = _pin(lake, name, version)
     return tables
-
-
-def _sources_read(run: Mapping[str, Any]) -> set[str]:
-    """Names of the source tables that the run's nodes were made from, however far up."""
-    nodes, sources = run["nodes"], run["sources"]
-    waiting = [result.node.unique_id for result in run["results"]]
-    seen: set[str] = set()
-    while waiting:
-        node = waiting.pop()
-        if node not in seen:
-            seen.add(node)
-            waiting += nodes.get(node, {}).get("depends_on", {}).get("nodes", ())
-    return {
-        f"{source['schema']}.{source['identifier']}"
-        for unique_id, source in sources.items()
-        if unique_id in seen
-    }
 
 
 def _pin(lake: Lake, name: str, version: int) -> Pin:

@@ -25,16 +25,21 @@ def forget(lake: Lake, name: str) -> None:
         obstore.delete(lake.objects, f"{FOLDER}/{name}.sql")
 
 
-def restore(connection: duckdb.DuckDBPyConnection, lake: Lake) -> None:
-    """Make every remembered view that can be made; they may read one another in any order."""
-    waiting = dict(_remembered(lake))
+def restore(connection: duckdb.DuckDBPyConnection, lake: Lake) -> dict[str, str]:
+    """Make every remembered view that can be made; they may read one another in any order.
+
+    Gives the queries of all that are remembered.
+    """
+    remembered = dict(_remembered(lake))
+    waiting = dict(remembered)
     while waiting:
         made = [name for name, sql in waiting.items() if _make(connection, name, sql)]
         if not made:
             log.debug("views of tables that are gone: %s", ", ".join(waiting))
-            return
+            break
         for name in made:
             del waiting[name]
+    return remembered
 
 
 def _remembered(lake: Lake) -> list[tuple[str, str]]:

@@ -53,6 +53,14 @@ class Release:
     """What published it: dbt invocation, git revision, rollback_to."""
 
 
+def pinned(lake: Lake, name: str, pin: Pin) -> DeltaTable:
+    """A table as a release holds it."""
+    table = lake.table(name, pin.version)
+    if table is None:
+        raise TarnError("a release names this table, but it is gone", lake.uri(name))
+    return table
+
+
 def numbers(lake: Lake) -> list[int]:
     """Numbers of the releases kept, oldest first."""
     entries = (entry for chunk in lake.objects.list(FOLDER) for entry in chunk)
@@ -113,6 +121,13 @@ def rollback(lake: Lake, number: int | None = None) -> Release:
         raise TarnError("nothing to roll back: there is no release yet")
     target = read(lake, now.number - 1 if number is None else number)
     return publish(lake, target.tables, now, {"rollback_to": str(target.number)})
+
+
+def forget(lake: Lake, number: int) -> None:
+    """Delete a release, so that upkeep need not keep its versions. Never the current one."""
+    if number == numbers(lake)[-1]:
+        raise TarnError(f"release {number} is what readers see", fix="publish another one first")
+    lake.objects.delete(_path(number))
 
 
 @dataclass(frozen=True)

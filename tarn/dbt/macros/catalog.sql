@@ -18,6 +18,10 @@
         'create or replace temp table lake_tables (table_schema varchar, table_name varchar,'
         ~ ' description varchar, version bigint, row_count bigint, bytes bigint, files bigint)'
     ) -%}
+    {%- do run_query(
+        'create or replace temp table lake_comments (table_schema varchar, table_name varchar,'
+        ~ ' column_name varchar, comment varchar)'
+    ) -%}
     {%- do lake_request('measure_tables', none, {}) -%}
     {%- set stats = [
         ('rows', 'Rows', 'Rows in the table', 'lake.row_count'),
@@ -37,7 +41,7 @@
             columns.column_name,
             columns.column_index,
             columns.column_type,
-            columns.column_comment,
+            coalesce(columns.column_comment, said.comment) as column_comment,
             null as table_owner,
             {%- for id, label, description, value in stats %}
             '{{ label }}' as "stats:{{ id }}:label",
@@ -48,6 +52,7 @@
         from tables
         inner join columns using (table_database, table_schema, table_name)
         left join lake_tables as lake using (table_schema, table_name)
+        left join lake_comments as said using (table_schema, table_name, column_name)
         order by tables.table_schema, tables.table_name, columns.column_index
     {%- endset -%}
     {{- return(run_query(query)) -}}

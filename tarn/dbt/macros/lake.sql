@@ -7,9 +7,15 @@
 {%- endmacro %}
 
 
-{#- Whether this node's rows live in the lake. Rehearsals (--empty, --sample) never touch it. -#}
+{#- Rehearsals (--empty, --sample) never touch the lake. -#}
+{% macro is_rehearsal() -%}
+    {{- return(true if flags.EMPTY or flags.SAMPLE else false) -}}
+{%- endmacro %}
+
+
+{#- Whether this node's rows live in the lake. -#}
 {% macro in_lake() -%}
-    {{- return(config.get('file_format') == 'delta' and not flags.EMPTY and not flags.SAMPLE) -}}
+    {{- return(config.get('file_format') == 'delta' and not is_rehearsal()) -}}
 {%- endmacro %}
 
 
@@ -21,30 +27,88 @@
 {%- endmacro %}
 
 
+{#- One name, or several, or none: always a list. -#}
+{% macro listed(names) -%}
+    {%- if names is string -%}
+        {{- return([names]) -}}
+    {%- endif -%}
+    {{- return(names or []) -}}
+{%- endmacro %}
+
+
 {#- Write the rows of a query to this node's table, and record the outcome as dbt expects. -#}
 {% macro lake_write(sql, mode, options={}) -%}
-    {%- set columns = model.columns.values() -%}
     {%- set docs = config.get('persist_docs', {}) -%}
-    {%- set comments = {} -%}
-    {%- if docs.get('columns') -%}
-        {%- for column in columns if column.description -%}
-            {%- do comments.update({column.name: column.description}) -%}
-        {%- endfor -%}
-    {%- endif -%}
     {%- set request = {
         'sql': sql,
         'mode': mode,
-        'partition_by': [config.get('partition_by')] if config.get('partition_by') is string
-            else config.get('partition_by', []),
-        'not_null': not_null_columns(columns),
-        'comments': comments,
+        'graph': {'nodes': graph.nodes, 'sources': graph.sources},
+        'partition_by': listed(config.get('partition_by')),
+        'not_null': not_null_columns(),
+        'comments': column_comments(model.columns or {}) if docs.get('columns') else {},
         'description': model.description if docs.get('relation') else none,
+        'batch': true if model.batch else false,
+        'released': model.resource_type != 'test',
+        'repeatable': mode == 'replace' and model.resource_type == 'model' and not pre_hooks,
+        'full_refresh': should_full_refresh(),
         'properties': {'tarn.model': model.unique_id, 'tarn.invocation': invocation_id},
     } -%}
     {%- do request.update(options) -%}
     {%- do adapter.ensure_transaction() -%}
     {%- set rows = lake_request('write', this, request) -%}
-    {%- call noop_statement('main', 'DELTA ' ~ rows, 'DELTA', rows) -%}{{ sql }}{%- endcall -%}
+    {%- if model.batch -%}
+        {#- The hooks that follow see what the batch wrote. -#}
+        {%- do adapter.commit() -%}
+        {%- do adapter.ensure_transaction() -%}
+    {%- endif -%}
+    {%- set said = 'unchanged' if rows is none else 'DELTA ' ~ rows -%}
+    {%- call noop_statement('main', said, 'DELTA', rows) -%}{{ sql }}{%- endcall -%}
+{%- endmacro %}
+
+
+{#- Descriptions travel with a write. What changed since the table was made is committed after. -#}
+{% macro duckdb__persist_docs(relation, model, for_relation, for_columns) -%}
+    {%- set described, existing = {}, [] -%}
+    {%- set description = model.description if for_relation and config.persist_relation_docs() -%}
+    {%- if for_columns and config.persist_column_docs() and model.columns -%}
+        {%- set existing = adapter.get_columns_in_relation(relation) | map(attribute='name') | list -%}
+        {%- set described = validate_doc_columns(relation, model.columns, existing) -%}
+    {%- endif -%}
+    {%- if relation.is_view or not in_lake() -%}
+        {%- set comments -%}
+            {%- if description %}{{ alter_relation_comment(relation, description) }}{% endif %}
+            {% if described %}{{ alter_column_comment(relation, described) }}{% endif %}
+        {%- endset -%}
+        {%- if comments | trim -%}
+            {%- do run_query(comments) -%}
+            {%- if relation.is_view and not is_rehearsal() -%}
+                {%- do lake_request('remember_view', relation, {
+                    'sql': model.compiled_code ~ '\n;' ~ comments
+                }) -%}
+            {%- endif -%}
+        {%- endif -%}
+    {%- else -%}
+        {%- do lake_request('describe', relation, {
+            'model': model.unique_id,
+            'description': description,
+            'comments': column_comments(described, existing),
+        }) -%}
+    {%- endif -%}
+{%- endmacro %}
+
+
+{#- Descriptions by column, as the table spells it. -#}
+{% macro column_comments(columns, existing=[]) -%}
+    {%- set spelled = {} -%}
+    {%- for name in existing -%}
+        {%- do spelled.update({name | lower: name}) -%}
+    {%- endfor -%}
+    {%- set comments = {} -%}
+    {%- for column in columns.values() if column.description -%}
+        {%- set name = column.name if column.quote else spelled.get(column.name | lower) -%}
+        {%- do comments.update({name or column.name: column.description}) -%}
+    {%- endfor -%}
+    {{- return(comments) -}}
 {%- endmacro %}
 
 
@@ -54,49 +118,36 @@
     {{ run_hooks(pre_hooks, inside_transaction=True) }}
     {{ caller() }}
     {%- do apply_grants(this, config.get('grants')) -%}
+    {%- do persist_docs(this, model) -%}
     {{ run_hooks(post_hooks, inside_transaction=True) }}
     {%- do adapter.commit() -%}
     {{ run_hooks(post_hooks, inside_transaction=False) }}
 {%- endmacro %}
 
 
-{#- Columns whose contract has a not_null constraint. -#}
-{% macro not_null_columns(columns) -%}
-    {%- set found = [] -%}
-    {%- if config.get('contract').enforced -%}
-        {%- for column in columns -%}
-            {%- if column.constraints | selectattr('type', 'equalto', 'not_null') | list -%}
-                {%- do found.append(column.name) -%}
-            {%- endif -%}
-        {%- endfor -%}
+{#- What the model selects: an SQL model's query, or what a Python model gave. -#}
+{% macro model_query() -%}
+    {%- if model.language == 'sql' -%}
+        {{- return(contracted(compiled_code)) -}}
     {%- endif -%}
-    {{- return(found) -}}
-{%- endmacro %}
-
-
-{#- The model's query with its contract checked and its columns in the contract's order. -#}
-{% macro contracted(sql) -%}
-    {%- if config.get('sql_header') -%}
-        {%- do run_query(config.get('sql_header')) -%}
-    {%- endif -%}
-    {%- if config.get('contract').enforced -%}
-        {%- do get_assert_columns_equivalent(sql) -%}
-        {{- return(get_select_subquery(sql)) -}}
-    {%- endif -%}
-    {{- return(sql) -}}
+    {%- set made = make_temp_relation(this).incorporate(type='table') -%}
+    {%- call statement('python', language='python') -%}
+        {{- py_write_table(temporary=True, relation=made, compiled_code=compiled_code) -}}
+    {%- endcall -%}
+    {{- return(contracted('select * from ' ~ made)) -}}
 {%- endmacro %}
 
 
 {#- The query of each view is kept in the lake, so that the next DuckDB can show it. -#}
 {% macro duckdb__create_view_as(relation, sql) -%}
-    {%- if model.resource_type == 'model' and not flags.EMPTY and not flags.SAMPLE -%}
+    {%- if model.resource_type in ('model', 'test') and not is_rehearsal() -%}
         {%- do lake_request('remember_view', this, {'sql': sql}) -%}
     {%- endif -%}
     {{- default__create_view_as(relation, sql) -}}
 {%- endmacro %}
 
 
-{#- A registered Delta table is a view to DuckDB, so existence alone decides. -#}
+{#- A rehearsal begins with nothing: it does not see the table. -#}
 {% macro is_incremental() -%}
     {%- if not execute -%}
         {{- return(false) -}}
@@ -104,8 +155,9 @@
     {%- set existing = load_cached_relation(this) -%}
     {{- return(
         existing is not none
+        and existing.type == 'table'
         and model.config.materialized == 'incremental'
-        and (in_lake() or existing.type == 'table')
+        and (in_lake() or config.get('file_format') != 'delta')
         and not should_full_refresh()
     ) -}}
 {%- endmacro %}
@@ -116,7 +168,7 @@
     {%- if execute and target.type == 'duckdb' -%}
         {%- set request = {
             'command': flags.WHICH,
-            'rehearsal': true if flags.EMPTY or flags.SAMPLE else false,
+            'rehearsal': is_rehearsal(),
             'invocation': invocation_id,
             'results': results,
             'nodes': graph.nodes,

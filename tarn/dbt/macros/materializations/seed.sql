@@ -8,11 +8,20 @@
     {%- do store_result('agate_table', response='OK', agate_table=rows) -%}
 
     {% call between_hooks() %}
-        {%- do lake_write(seed_query(rows), 'replace') -%}
+        {%- do lake_write(seed_query(rows), 'replace', {'file': seed_file()}) -%}
     {% endcall %}
 
-    {{- return({'relations': [this.incorporate(type='view')]}) -}}
+    {{- return({'relations': [this.incorporate(type='table')]}) -}}
 {% endmaterialization %}
+
+
+{#- What the seed's rows are made of; none for a file so large that dbt does not read it. -#}
+{% macro seed_file() -%}
+    {%- set checksum = graph.nodes[model.unique_id].checksum -%}
+    {%- if checksum.name != 'path' -%}
+        {{- return([checksum.checksum, model.config.column_types, config.get('delimiter')]) -}}
+    {%- endif -%}
+{%- endmacro %}
 
 
 {#- A query over the seed's file, each column in its declared type, else in the one dbt infers. -#}

@@ -31,7 +31,7 @@
         {%- endif -%}
     {% endcall %}
 
-    {{- return({'relations': [this.incorporate(type='view')]}) -}}
+    {{- return({'relations': [this.incorporate(type='table')]}) -}}
 {% endmaterialization %}
 
 

@@ -4,20 +4,10 @@
         {%- do leave_lake() -%}
         {{- return(dbt.materialization_table_duckdb()) -}}
     {%- endif -%}
-    {%- do refuse_python() -%}
 
     {% call between_hooks() %}
-        {%- do lake_write(contracted(sql), 'replace') -%}
+        {%- do lake_write(model_query(), 'replace') -%}
     {% endcall %}
 
-    {{- return({'relations': [this.incorporate(type='view')]}) -}}
+    {{- return({'relations': [this.incorporate(type='table')]}) -}}
 {% endmaterialization %}
-
-
-{% macro refuse_python() -%}
-    {%- if model.language != 'sql' -%}
-        {%- do exceptions.raise_compiler_error(
-            'A Delta table is made by SQL; a Python model needs file_format: none'
-        ) -%}
-    {%- endif -%}
-{%- endmacro %}

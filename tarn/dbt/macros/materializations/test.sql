@@ -1,0 +1,25 @@
+{#- Stored failures are a Delta table too: DuckDB's memory would forget them. No release has it. -#}
+{% materialization test, adapter='duckdb' %}
+    {%- if not (
+        should_store_failures()
+        and config.get('store_failures_as') in (none, 'table')
+        and config.get('file_format', 'delta') == 'delta'
+        and not is_rehearsal()
+    ) -%}
+        {{- return(dbt.materialization_test_default()) -}}
+    {%- endif -%}
+
+    {%- do lake_write(get_limit_subquery_sql(sql, config.get('limit')), 'replace') -%}
+    {%- do adapter.commit() -%}
+    {% call statement('main', fetch_result=True) -%}
+        {{ get_test_sql(
+            'select * from ' ~ this,
+            config.get('fail_calc'),
+            config.get('warn_if'),
+            config.get('error_if'),
+            none,
+        ) }}
+    {%- endcall %}
+
+    {{- return({'relations': [this.incorporate(type='table')]}) -}}
+{% endmaterialization %}

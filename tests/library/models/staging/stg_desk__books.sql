@@ -1,0 +1,6 @@
+select
+    book_id,
+    title,
+    shelf,
+    updated_at
+from {{ source('desk', 'books') }}
