@@ -7,6 +7,7 @@ import json
 import shutil
 import sys
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 from benchmarks.demo_lake import project
@@ -39,8 +40,8 @@ def main() -> None:
         script = python("benchmarks.plain", str(folder), str(output))
         dbt = [beside("dbt"), "--quiet", "build"]
         contenders = [
-            Contender("plain SQL script", script, before=lambda: shutil.rmtree(output, True)),
-            Contender("dbt build", dbt, folder, before=lambda: only_raw(folder)),
+            Contender("plain SQL script", script, before=partial(shutil.rmtree, output, True)),
+            Contender("dbt build", dbt, folder, before=partial(only_raw, folder)),
         ]
         compare(f"demo at {times}x", contenders, rounds=3)
         CONSOLE.print(f"dbt build at {times}x: {where_it_goes(folder)}\n")

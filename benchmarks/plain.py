@@ -17,7 +17,6 @@ from deltalake import DeltaTable, WriterProperties, write_deltalake
 from benchmarks.harness import RUN, beside
 from tarn.storage.duck import identifier, select_from
 
-
 _STORED = ("model", "seed", "snapshot")
 
 

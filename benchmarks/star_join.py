@@ -71,7 +71,9 @@ def main() -> None:
     ratios: dict[str, list[float]] = {name: [] for name in contenders}
     for title, sql in QUERIES.items():
         seconds: dict[str, list[float]] = {name: [] for name in contenders}
-        answers = {name: sorted(c.execute(sql).fetchall(), key=str) for name, c in contenders.items()}
+        answers = {
+            name: sorted(c.execute(sql).fetchall(), key=str) for name, c in contenders.items()
+        }
         assert len({json.dumps(answer, default=str) for answer in answers.values()}) == 1, title
         for _ in range(ROUNDS):
             for name, connection in contenders.items():

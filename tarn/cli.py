@@ -20,7 +20,7 @@ from tarn.cli_storage import maintain, storage
 from tarn.errors import TarnError
 from tarn.settings import settings
 from tarn.storage import catalog, releases
-from tarn.storage.duck import preparation
+from tarn.storage.duck import client
 from tarn.storage.lake import Lake
 
 if TYPE_CHECKING:
@@ -91,12 +91,15 @@ def run() -> None:
 def query(sql: str | None, layout: str) -> NoReturn:
     """Run SQL on the current release, or open a prompt on it."""
     lake = _lake()
-    client = _beside("duckdb")
-    prepared = "; ".join(preparation(lake))
-    command = [client, "-readonly", "-bail", f"-{layout}", "-cmd", prepared]
+    program = _beside("duckdb")
+    statements, keys = client(lake)
+    # Making a secret answers `true`, which is no part of the query's result.
+    prepared = (f".output {os.devnull}", "; ".join(statements), ".output")
+    command = [program, "-readonly", "-bail", f"-{layout}"]
+    command += [argument for text in prepared for argument in ("-cmd", text)]
     command += [str(catalog.ensure(lake)), *(["-c", sql] if sql else [])]
     sys.stdout.flush()
-    os.execv(client, command)
+    os.execve(program, command, {**settings().variables, **keys})
 
 
 @cli.group()

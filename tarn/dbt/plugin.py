@@ -28,9 +28,12 @@ from tarn.dbt.publication import Build, publish
 from tarn.errors import TarnError
 from tarn.settings import FROM_RELEASE, settings
 from tarn.storage import releases
+from tarn.storage.datafiles import unnoticed
 from tarn.storage.duck import (
+    Renewal,
     identifier,
     prepare,
+    quoted,
     select_failure,
     select_from,
     show,
@@ -39,6 +42,7 @@ from tarn.storage.duck import (
 from tarn.storage.lake import Lake
 from tarn.storage.predicates import any_of
 from tarn.storage.releases import Release
+from tarn.storage.rows import row_count
 from tarn.storage.types import deltable, loses_nothing
 from tarn.storage.writer import ROW_GROUP_ROWS, Written, write
 
@@ -50,12 +54,14 @@ class Plugin(BasePlugin):
 
     def initialize(self, plugin_config: dict[str, Any]) -> None:
         self._lake = Lake.open(settings())
+        self._renew = Renewal(self._lake)
         self._cursor = threading.local()
         self._pinned: dict[str, int] = {}
         self._written: dict[str, Written] = {}
         self._views: dict[str, str] = {}
         self._turns = Turns()
         self._batches: dict[str, threading.Lock] = {}
+        self._marks: dict[str, dict[str, str]] = {}
         self._before: Release | None = None
         self._rebuilt: Release | None = None
 
@@ -79,6 +85,7 @@ class Plugin(BasePlugin):
     def configure_cursor(self, cursor: duckdb.DuckDBPyConnection) -> None:
         # A cursor shared by threads returns wrong rows without an error: each keeps its own.
         self._cursor.own = cursor
+        self._renew(cursor)
 
     def store(self, target_config: TargetConfig) -> None:
         """Do what a macro asks; `config['operation']` names it, `config['result']` answers."""
@@ -104,15 +111,15 @@ class Plugin(BasePlugin):
 
         One that cannot be read becomes a view that says so to who reads it, and is not pinned.
         """
-        self._pinned.pop(name, None)
         try:
             table = self._table(name, version)
+            with unnoticed(self._lake, table):
+                show(cursor, name, select_from(table))
+            self._pinned[name] = table.version()
         except TarnError as failure:
+            self._pinned.pop(name, None)
             log.warning("%s", failure)
             show(cursor, name, select_failure(failure))
-        else:
-            self._pinned[name] = table.version()
-            show(cursor, name, select_from(table))
 
     def _write(self, name: str, request: dict[str, Any]) -> int | None:
         """Stream the rows of `request['sql']` into the table; how many there were, or None when
@@ -124,8 +131,10 @@ class Plugin(BasePlugin):
         def rows() -> pa.RecordBatchReader:
             return stream(cursor, request["sql"], ROW_GROUP_ROWS)
 
+        self._marks[name] = request["properties"]
         request["properties"].update(self._lineage(name, request))
         if self._is_unchanged(name, request):
+            del self._marks[name]
             self._written[name] = Written(self._pinned[name], 0)
             return None
         options = {key: request[key] for key in _WRITE_OPTIONS if request.get(key)}
@@ -149,7 +158,9 @@ class Plugin(BasePlugin):
         if file := request.get("file"):
             told[MADE_OF] = digest([file, shape])
         elif request["repeatable"]:
-            versions = {k: v for k, v in self._pinned.items() if k not in {*self._views, name}}
+            versions = {
+                k: v for k, v in self._pinned.copy().items() if k not in {*self._views, name}
+            }
             made_of = fingerprint(self._cursor.own, request["sql"], versions, self._views, shape)
             told |= {MADE_OF: made_of} if made_of else {}
         return told
@@ -167,10 +178,12 @@ class Plugin(BasePlugin):
 
     def _describe(self, name: str, request: dict[str, Any]) -> None:
         """Say of the table just written what its model says, where the write did not."""
+        if name not in self._marks:
+            return
         with self._turns.alone():
             table = self._table(name)
-            marks = {"tarn.model": request["model"]}
-            if not describe(table, request["description"], request["comments"], marks):
+            said = request["description"], request["comments"]
+            if not describe(table, *said, self._marks[name]):
                 return
         if name in self._written:
             self._written[name] = replace(self._written[name], version=table.version())
@@ -186,7 +199,7 @@ class Plugin(BasePlugin):
         return [f.name for f in both if not loses_nothing(f.type, kept.field(f.name).type)]
 
     def _remember_view(self, name: str, request: dict[str, Any]) -> None:
-        views.remember(self._lake, name, request["sql"])
+        views.remember(self._lake, name, request["sql"], request.get("comments", ""))
         self._views[name] = request["sql"]
 
     def _forget_view(self, name: str, _: dict[str, Any]) -> None:
@@ -215,8 +228,9 @@ class Plugin(BasePlugin):
 
 def _measures(table: DeltaTable) -> list[Any]:
     files = pa.table(table.get_add_actions(flatten=True))
-    counts = (pc.sum(files[column]).as_py() or 0 for column in ("num_records", "size_bytes"))
-    return [table.metadata().description, table.version(), *counts, files.num_rows]
+    size = pc.sum(files["size_bytes"]).as_py() or 0
+    version = table.version()
+    return [table.metadata().description, version, row_count(table), size, files.num_rows]
 
 
 _WRITE_OPTIONS = (
@@ -237,7 +251,7 @@ def _replace_keys(
     """How to put the query's rows in place of all rows that share a key with one of them."""
     cursor.execute(f"create or replace temp table incoming as {request['sql']}")
     keys = request["keys"]
-    listed = ", ".join(identifier(key) for key in keys)
+    listed = ", ".join(quoted(key) for key in keys)
     distinct = cursor.execute(f"select distinct {listed} from incoming limit {_MOST_KEYS + 1}")
     found = distinct.fetchall()
     if not found:
@@ -245,6 +259,6 @@ def _replace_keys(
     if len(found) <= _MOST_KEYS:
         where = any_of(keys, found)
         return {"mode": "replace_where", "where": where, "sql": "select * from incoming"}
-    same = " and ".join(f"k.{identifier(k)} is not distinct from i.{identifier(k)}" for k in keys)
+    same = " and ".join(f"k.{quoted(k)} is not distinct from i.{quoted(k)}" for k in keys)
     others = f"select * from {identifier(name)} k where not exists (from incoming i where {same})"
     return {"mode": "replace", "sql": f"{others} union all by name select * from incoming"}

@@ -65,26 +65,31 @@ def _upon(lake: Lake, before: Release | None) -> Release | None:
 def _tables(
     lake: Lake, run: Mapping[str, Any], build: Build, base: Release | None
 ) -> dict[str, Pin]:
-    nodes = {
-        f"{node['schema']}.{node['alias']}"
-        for node in run["nodes"].values()
-        if node["resource_type"] in _STORED
-    }
-    schemas = {name.partition(".")[0] for name in nodes}
+    ours = [n for n in run["nodes"].values() if n["resource_type"] in (*_STORED, "test")]
+    schemas = {node["schema"] for node in ours}
+    nodes = {f"{node['schema']}.{node['alias']}" for node in ours if _is_table(node)}
     kept = base.tables if base else {}
     before = build.before.tables if build.before else {}
-    # A table of dbt's schemas that no node makes any more leaves with its declaration.
+    # A table of dbt's schemas that no node makes any more leaves with its declaration; so does
+    # one whose model has become a view.
     tables = {n: pin for n, pin in kept.items() if n in nodes or n.partition(".")[0] not in schemas}
     read = sources_of(run, [result.node.unique_id for result in run["results"]])
     for name, version in build.pinned.items():
-        ours = name.partition(".")[0] in schemas
+        foreign = name.partition(".")[0] not in schemas
         if name in build.written:
             tables[name] = _pin(lake, name, build.written[name].version)
         elif name in tables and name in before and before[name].version == version:
             continue  # What it read is what the release has, if in files that upkeep made since.
-        elif not ours and (name in read or name not in tables):
+        elif foreign and (name in read or name not in tables):
             tables[name] = _pin(lake, name, version)
     return tables
+
+
+def _is_table(node: Mapping[str, Any]) -> bool:
+    """Whether a node's rows are a table that releases hold; rows that failed a test never are."""
+    config = node["config"]
+    in_lake = config.get("file_format") == "delta"
+    return in_lake and config["materialized"] not in ("view", "ephemeral", "test")
 
 
 def _pin(lake: Lake, name: str, version: int) -> Pin:

@@ -12,11 +12,12 @@ from tarn.storage.lake import OWN_SCHEMA, Lake
 log = logging.getLogger(__name__)
 
 FOLDER = f"{OWN_SCHEMA}/views"
+_THEN = "\n;-- described by\n"
 
 
-def remember(lake: Lake, name: str, sql: str) -> None:
-    """Keep the query of the view `schema.view`."""
-    obstore.put(lake.objects, f"{FOLDER}/{name}.sql", sql.encode())
+def remember(lake: Lake, name: str, sql: str, comments: str = "") -> None:
+    """Keep the query of the view `schema.view`, and the statements that describe it."""
+    obstore.put(lake.objects, f"{FOLDER}/{name}.sql", f"{sql}{_THEN}{comments}".encode())
 
 
 def forget(lake: Lake, name: str) -> None:
@@ -30,8 +31,8 @@ def restore(connection: duckdb.DuckDBPyConnection, lake: Lake) -> dict[str, str]
 
     Gives the queries of all that are remembered.
     """
-    remembered = dict(_remembered(lake))
-    waiting = dict(remembered)
+    waiting = dict(_remembered(lake))
+    queries = {name: text.partition(_THEN)[0] for name, text in waiting.items()}
     while waiting:
         made = [name for name, sql in waiting.items() if _make(connection, name, sql)]
         if not made:
@@ -39,7 +40,7 @@ def restore(connection: duckdb.DuckDBPyConnection, lake: Lake) -> dict[str, str]
             break
         for name in made:
             del waiting[name]
-    return remembered
+    return queries
 
 
 def _remembered(lake: Lake) -> list[tuple[str, str]]:

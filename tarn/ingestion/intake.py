@@ -25,7 +25,7 @@ from tarn.ingestion.ledger import Counts
 from tarn.ingestion.quarantine import Quarantine
 from tarn.ingestion.sources import BATCH_ROWS, Extract
 from tarn.progress import Task
-from tarn.storage.duck import identifier
+from tarn.storage.duck import quoted
 
 _POSITION = "_position"
 _NTH = "_nth"
@@ -174,7 +174,7 @@ class Intake:
     def _sql(self, columns: Sequence[str]) -> str:
         """SQL over `incoming` that keeps one row a key, and only what the lake lacks."""
         rows = self._last_of_each_key() if self._needs_position else "incoming"
-        chosen = ", ".join(identifier(name) for name in columns)
+        chosen = ", ".join(quoted(name) for name in columns)
         if not self._is_compared:
             return f"select {chosen} from {rows}"
         names, mark = self._sameness(columns)
@@ -188,9 +188,9 @@ class Intake:
         """
 
     def _last_of_each_key(self) -> str:
-        keys = ", ".join(identifier(key) for key in self.terms.keys)
+        keys = ", ".join(quoted(key) for key in self.terms.keys)
         cursor = self.terms.spec.cursor
-        order = f"{identifier(cursor)} desc nulls last, " if cursor else ""
+        order = f"{quoted(cursor)} desc nulls last, " if cursor else ""
         nth = f"row_number() over (partition by {keys} order by {order}{_POSITION} desc)"
         return f"(select * from incoming qualify {nth} = 1)"
 
@@ -200,11 +200,11 @@ class Intake:
         With keys: the keys, and for merges a hash of the row, as the row may have changed.
         Without: all columns, and how often they have occurred before.
         """
-        content = [identifier(name) for name in columns if name != SOURCE_FILE]
+        content = [quoted(name) for name in columns if name != SOURCE_FILE]
         if not self.terms.keys:
             every = ", ".join(content)
             return [*content, _NTH], f"row_number() over (partition by {every}) as {_NTH}"
-        keys = [identifier(key) for key in self.terms.keys]
+        keys = [quoted(key) for key in self.terms.keys]
         if self.terms.spec.write == "append":
             return keys, f"null as {_CONTENT}"
         return [*keys, _CONTENT], f"hash({', '.join(content)}) as {_CONTENT}"
@@ -213,7 +213,7 @@ class Intake:
         """The lake's rows that may come again, in this load's types; a column they lack is null."""
         assert self.landed.schema is not None
         assert self.shape is not None
-        chosen = [identifier(name) for name in columns]
+        chosen = [quoted(name) for name in columns]
         for i, name in enumerate(columns):
             if name not in self.landed.schema.names or name in self.shape.widened:
                 value = chosen[i] if name in self.shape.widened else "null"

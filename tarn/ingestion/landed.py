@@ -11,7 +11,7 @@ import duckdb
 import pyarrow as pa
 from deltalake import DeltaTable
 
-from tarn.storage.duck import identifier, prepare, select_from
+from tarn.storage.duck import prepare, quoted, select_from
 from tarn.storage.lake import Lake
 
 LOAD_ID = "_load_id"
@@ -78,11 +78,11 @@ class Landed:
         """The highest value of a column; None without table, column or value."""
         if self.schema is None or column not in self.schema.names:
             return None
-        return self._fetch(f"select max({identifier(column)}) from ({self.select})")
+        return self._fetch(f"select max({quoted(column)}) from ({self.select})")
 
     def from_on(self, column: str, value: Any) -> str:
         """Condition on the rows whose `column` is `value`, higher, or unknown."""
-        name = identifier(column)
+        name = quoted(column)
         return f"({name} >= {duckdb.ConstantExpression(value)} or {name} is null)"
 
     def _fetch(self, sql: str) -> Any:

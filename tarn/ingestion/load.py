@@ -28,7 +28,7 @@ from tarn.ingestion.objects import ID, ROOT_ID, Unpacked, unpack
 from tarn.ingestion.quarantine import Quarantine
 from tarn.ingestion.sources import BATCH_ROWS, Extract, ReadAgainError, Source
 from tarn.progress import Task
-from tarn.storage.duck import identifier, literal
+from tarn.storage.duck import literal, quoted
 from tarn.storage.predicates import any_of
 from tarn.storage.writer import write
 
@@ -194,7 +194,7 @@ def _is_same(intake: Intake, reader: pa.RecordBatchReader) -> bool:
     names = [name for name in intake.shape.schema.names if name != SOURCE_FILE]
     if intake.shape.widened or set(names) != set(landed.schema.names) - {SOURCE_FILE}:
         return False
-    chosen = ", ".join(identifier(name) for name in names)
+    chosen = ", ".join(quoted(name) for name in names)
     total = f"select count(*), sum(cast(hash({chosen}) as hugeint)) from"
     with load.desk.session() as connection:
         connection.register("incoming", reader)

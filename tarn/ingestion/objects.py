@@ -22,7 +22,7 @@ from dlt.extract import DltSource
 from tarn.ingestion.landed import SOURCE_FILE, Desk
 from tarn.ingestion.sources import BATCH_ROWS
 from tarn.ingestion.types import named
-from tarn.storage.duck import identifier, literal
+from tarn.storage.duck import literal, quoted
 
 ID = "_dlt_id"
 ROOT_ID = "_dlt_root_id"
@@ -137,15 +137,15 @@ def _unpacked(table: TTableSchema, files: Sequence[str], desk: Desk) -> Unpacked
             variants.setdefault(name.rpartition("__v_")[0], []).append((name, kind))
         else:
             plain[name] = kind
-    columns = {name: identifier(name) for name in plain}
+    columns = {name: quoted(name) for name in plain}
     types: dict[str, pa.DataType] = {}
     for name, others in variants.items():
         kinds = [plain[name], *(kind for _, kind in others)]
-        names = [identifier(each) for each in (name, *(other for other, _ in others))]
+        names = [quoted(each) for each in (name, *(other for other, _ in others))]
         if all(kind in _NUMBERS for kind in kinds):
             columns[name] = f"coalesce({', '.join(f'cast({each} as double)' for each in names)})"
         else:
             columns[name] = f"coalesce({', '.join(f'cast({each} as varchar)' for each in names)})"
             types[name] = named(plain[name] if plain[name] != "bool" else "boolean")
-        columns[name] += f" as {identifier(name)}"
+        columns[name] += f" as {quoted(name)}"
     return Unpacked(str(table["name"]), tuple(files), tuple(columns.values()), types, desk)

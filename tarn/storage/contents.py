@@ -11,7 +11,7 @@ import duckdb
 import pyarrow as pa
 from deltalake import DeltaTable
 
-from tarn.storage.duck import identifier, select_from, session
+from tarn.storage.duck import quoted, select_from, session
 from tarn.storage.lake import Lake
 from tarn.storage.releases import Pin, pinned
 
@@ -76,7 +76,7 @@ def _columns(table: DeltaTable) -> dict[str, str]:
 def _sums(
     connection: duckdb.DuckDBPyConnection, table: DeltaTable, columns: Mapping[str, str]
 ) -> _Sums:
-    each = "".join(f", sum(hash({identifier(c)})::hugeint)" for c in columns)
+    each = "".join(f", sum(hash({quoted(c)})::hugeint)" for c in columns)
     row = connection.execute(
         f"select count(*), sum({_row(columns)}::hugeint){each} from ({select_from(table)})"
     ).fetchone()
@@ -102,4 +102,4 @@ def _moved(
 
 
 def _row(columns: Mapping[str, str]) -> str:
-    return f"hash({', '.join(identifier(name) for name in sorted(columns))})" if columns else "0"
+    return f"hash({', '.join(quoted(name) for name in sorted(columns))})" if columns else "0"

@@ -1,5 +1,6 @@
 """The data files of a table: what its log says of them, and what their Parquet footers add."""
 
+import io
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -8,13 +9,13 @@ from datetime import UTC, datetime
 from functools import cached_property
 from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import unquote
 
-import obstore
 import pyarrow as pa
 import pyarrow.parquet as pq
 from deltalake import DeltaTable
+from obstore.store import ObjectStore
 
 from tarn.errors import TarnError
 from tarn.storage.lake import Lake
@@ -25,7 +26,6 @@ _HARMLESS = {
     "generatedColumns", "v2Checkpoint", "vacuumProtocolCheck",
 }  # fmt: skip
 """Table features under which a row is in its file as it is in the table."""
-_READ_BUFFER = 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -121,9 +121,9 @@ class Reader:
         path = f"{self.folder}/{file.key}"
         source: Any
         if self.lake.is_local:
-            source = open(Path(self.lake.root, path), "rb", opener=_without_trace)
+            source = _open_without_trace(Path(self.lake.root, path))
         else:
-            source = obstore.open_reader(self.lake.objects, path, buffer_size=_READ_BUFFER)
+            source = _Distant(self.lake.objects, path)
         try:
             with pq.ParquetFile(source) as parquet:
                 yield parquet
@@ -157,16 +157,45 @@ class Rows:
     table: DeltaTable
     reader: Reader
     files: tuple[DataFile, ...]
+    groups: range | None = None
+    """Of a single file, the row groups that are read; None for all."""
+    part: int | None = None
+    """Compressed bytes of these row groups."""
+
+    @classmethod
+    def sampled(
+        cls, table: DeltaTable, reader: Reader, file: DataFile, rows: int, size: int
+    ) -> "Rows":
+        """Row groups from the middle of a file: so many rows or more, about so many bytes."""
+        with reader.open(file) as parquet:
+            meta = parquet.metadata
+            count = meta.num_row_groups
+            start = stop = count // 2
+            got_rows = got_size = 0
+            while stop < count and (got_rows < rows or got_size < size):
+                group = meta.row_group(stop)
+                got_rows += group.num_rows
+                got_size += sum(
+                    group.column(i).total_compressed_size for i in range(group.num_columns)
+                )
+                stop += 1
+        return cls(table, reader, (file,), range(start, stop), got_size)
+
+    @property
+    def size(self) -> int:
+        """Bytes on disk."""
+        return sum(file.size for file in self.files) if self.part is None else self.part
 
     @cached_property
     def schema(self) -> pa.Schema:
         return pa.schema(self.table.schema().to_arrow())
 
-    def batches(self, batch_rows: int = 65_536) -> Iterator[pa.RecordBatch]:
+    def batches(self, batch_rows: int = 8_192) -> Iterator[pa.RecordBatch]:
         """File by file; columns that a file lacks are null."""
         for file in self.files:
             with self.reader.open(file) as parquet:
-                for batch in parquet.iter_batches(batch_rows, use_threads=False):
+                groups = None if self.groups is None else list(self.groups)
+                for batch in parquet.iter_batches(batch_rows, row_groups=groups, use_threads=False):
                     yield self._conformed(batch, file)
 
     def stream(self) -> pa.RecordBatchReader:
@@ -187,7 +216,54 @@ class Rows:
         return column if column.type == wanted.type else column.cast(wanted.type)
 
 
-def _without_trace(path: str, flags: int) -> int:
-    with suppress(PermissionError, AttributeError):
-        return os.open(path, flags | os.O_NOATIME)
-    return os.open(path, flags)
+class _Distant(io.RawIOBase):
+    """A file of an object store. Each read is one request, as Parquet's column chunks want it."""
+
+    def __init__(self, objects: ObjectStore, path: str) -> None:
+        self._objects, self._path, self._at = objects, path, 0
+        self._size = objects.head(path)["size"]
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        self._at = max(0, start + offset)
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        length = max(0, min(len(buffer), self._size - self._at))
+        if length:
+            found = self._objects.get_range(self._path, start=self._at, length=length)
+            buffer[:length] = memoryview(found)
+            self._at += length
+        return length
+
+
+@contextmanager
+def unnoticed(lake: Lake, table: DeltaTable) -> Iterator[None]:
+    """What is read of the table inside, such as schemas when views are made, counts as no read."""
+    before: dict[str, tuple[int, int]] = {}
+    if lake.is_local:
+        for uri in table.file_uris():
+            path = uri.removeprefix("file://")
+            with suppress(OSError):
+                status = os.stat(path)
+                before[path] = (status.st_atime_ns, status.st_mtime_ns)
+    yield
+    for path, times in before.items():
+        with suppress(OSError):
+            os.utime(path, ns=times)
+
+
+def _open_without_trace(path: Path) -> BinaryIO:
+    try:
+        return os.fdopen(os.open(path, os.O_RDONLY | os.O_NOATIME), "rb")
+    except (PermissionError, AttributeError):
+        return path.open("rb")

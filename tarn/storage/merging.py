@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake import DeltaTable
 
-from tarn.storage.duck import identifier, select_from, session
+from tarn.storage.duck import quoted, select_from, session
 from tarn.storage.lake import Lake
 from tarn.storage.predicates import any_of, column, value
 from tarn.storage.types import cast_to
@@ -80,8 +80,8 @@ class Merge:
     def others(self, plan: Plan, schema: pa.Schema, batch_rows: int) -> Iterator[pa.RecordBatch]:
         """The rows of the plan's region that have none of the keys to be written."""
         self._session.register("written", plan.rows)
-        columns = ", ".join(identifier(name) for name in self._columns)
-        same = " and ".join(f"t.{identifier(key)} = w.{identifier(key)}" for key in self.keys)
+        columns = ", ".join(quoted(name) for name in self._columns)
+        same = " and ".join(f"t.{quoted(key)} = w.{quoted(key)}" for key in self.keys)
         for batch in self._session.execute(
             f"select {columns} from {self._target} as t where ({plan.region or 'true'})"
             f" and not exists (from written as w where {same})"
@@ -122,8 +122,8 @@ class Merge:
         anything, and the partition it is in."""
         numbered = self.source.append_column(_ROW, pa.array(range(self.source.num_rows)))
         self._session.register("source", numbered)
-        same = " and ".join(f"t.{identifier(key)} = s.{identifier(key)}" for key in self.keys)
-        parts = "".join(f", t.{identifier(name)}" for name in self._partitions)
+        same = " and ".join(f"t.{quoted(key)} = s.{quoted(key)}" for key in self.keys)
+        parts = "".join(f", t.{quoted(name)}" for name in self._partitions)
         return self._session.execute(
             f'select s."{_ROW}", {self._changes()} as "{_CHANGED}"{parts}'
             f" from {self._target} as t join source as s on {same}"
@@ -136,12 +136,12 @@ class Merge:
         given = set(self.source.column_names) - {self.deleted}
         if given - set(self._columns):
             return "true"  # It brings a column that the table does not have yet.
-        shared = [identifier(name) for name in self._columns if name in given]
+        shared = [quoted(name) for name in self._columns if name in given]
         ours, theirs = (", ".join(f"{side}.{name}" for name in shared) for side in "st")
         differs = f"row({ours}) is distinct from row({theirs})"
         if self.deleted is None:
             return differs
-        return f"(coalesce(s.{identifier(self.deleted)}, false) or {differs})"
+        return f"(coalesce(s.{quoted(self.deleted)}, false) or {differs})"
 
     def _rows_in_touched_files(self, rows: pa.Table) -> int:
         """How many rows the files have that may hold a key of `rows`, by what the log tells."""

@@ -71,9 +71,9 @@ class Layout(Spec):
     codec: Literal["zstd", "snappy", "gzip", "brotli", "lz4_raw", "uncompressed"] = "zstd"
     level: int | None = None
     """Of zstd (1 to 22), gzip (1 to 9) or brotli (0 to 11); left out, 1."""
-    row_group_rows: int = Field(122_880, ge=1_000)
+    row_group_rows: int = Field(default=122_880, ge=1_000)
     """Rows that are read together. 122,880 is what one DuckDB thread takes at a time."""
-    target_file_mb: int = Field(128, ge=1)
+    target_file_mb: int = Field(default=128, ge=1)
     """Compaction makes files of about this size (MiB)."""
 
     @model_validator(mode="after")
@@ -108,14 +108,19 @@ class Layout(Spec):
             max_row_group_size=self.row_group_rows,
         )
 
+    @property
+    def mark(self) -> str:
+        """End of a file's name that tells its layout: no Parquet footer tells the level."""
+        return f".{self.codec}_{self.codec_level or 0}_{self.row_group_rows}.parquet"
+
     def __str__(self) -> str:
         level = "" if self.codec_level is None else f"-{self.codec_level}"
         return f"{self.codec}{level}, {self.row_group_rows:,} rows a group"
 
 
 COLD = Layout(level=9, row_group_rows=1_048_576, target_file_mb=512)
-"""12 to 27 % smaller than the default on real sales and promotions; level 19 takes off one more
-and five times as long."""
+"""12 to 27 % smaller than the default on a year of real receipts and offers; level 19 takes off
+one more and five times as long."""
 
 
 class Cold(Spec):
@@ -156,38 +161,33 @@ class TablePolicy(Spec):
     """How one table is kept."""
 
     tier: Tier = "warm"
-    """hot: also copied into catalog.duckdb as a native table. warm: in the lake. cold: in the
-    lake, every file in the cold layout."""
-    warm_layout: Layout = Field(Layout(), alias="layout")
-    """How its files are written."""
+    """hot: also copied into catalog.duckdb as a native table. warm: in the lake. cold: upkeep
+    brings every file into the cold layout."""
+    layout: Layout = Layout()
+    """How new files are written."""
     partition_by: tuple[str, ...] = ()
     """For a table whose maker declares no partitioning (models and sources declare their own)."""
     cluster_by: tuple[str, ...] = ()
     """Columns by which rows are sorted when files are compacted."""
-    compact_from: int = Field(8, ge=2)
+    compact_from: int = Field(default=8, ge=2)
     """A partition is compacted when so many of its files are below half the target size."""
     cold: Cold = Cold()
     hot: Hot = Hot()
-
-    @property
-    def layout(self) -> Layout:
-        """How new files are written."""
-        return self.cold.layout if self.tier == "cold" else self.warm_layout
 
 
 class Rule(Spec):
     """What a layer or table says for itself; the rest comes from what is more general."""
 
     tier: Tier | None = None
-    """hot: also copied into catalog.duckdb as a native table. warm: in the lake. cold: in the
-    lake, every file in the cold layout."""
+    """hot: also copied into catalog.duckdb as a native table. warm: in the lake. cold: upkeep
+    brings every file into the cold layout."""
     layout: Layout | None = None
-    """How its files are written."""
+    """How new files are written."""
     partition_by: tuple[str, ...] | None = None
     """For a table whose maker declares no partitioning (models and sources declare their own)."""
     cluster_by: tuple[str, ...] | None = None
     """Columns by which rows are sorted when files are compacted."""
-    compact_from: int | None = Field(None, ge=2)
+    compact_from: int | None = Field(default=None, ge=2)
     """A partition is compacted when so many of its files are below half the target size."""
     cold: Cold | None = None
     """From when on partitions are cold, and how cold files are written."""
@@ -200,7 +200,7 @@ class Releases(Spec):
 
     keep: Span = timedelta(days=30)
     """Younger ones stay."""
-    at_least: int = Field(10, ge=1)
+    at_least: int = Field(default=10, ge=1)
     """So many of the newest stay however old they are."""
 
 

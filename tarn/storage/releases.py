@@ -12,12 +12,12 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 
 import pyarrow as pa
-import pyarrow.compute as pc
 from deltalake import DeltaTable
 from obstore.exceptions import AlreadyExistsError
 
 from tarn.errors import TarnError
 from tarn.storage.lake import OWN_SCHEMA, Lake
+from tarn.storage.rows import row_count
 
 FOLDER = f"{OWN_SCHEMA}/releases"
 
@@ -34,10 +34,9 @@ class Pin:
     @classmethod
     def of(cls, table: DeltaTable) -> "Pin":
         """The table as it is now, from its log alone."""
-        counts = pa.table(table.get_add_actions(flatten=True))["num_records"]
         columns = [f"{field.name} {field.type}" for field in pa.schema(table.schema().to_arrow())]
         fingerprint = hashlib.sha256("\n".join(columns).encode()).hexdigest()[:16]
-        return cls(table.version(), pc.sum(counts).as_py() or 0, fingerprint)
+        return cls(table.version(), row_count(table), fingerprint)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote, unquote
+from urllib.parse import unquote
 from uuid import uuid4
 
 import duckdb
@@ -27,7 +27,7 @@ from deltalake.transaction import AddAction, RemoveAction
 
 from tarn.errors import TarnError
 from tarn.storage.datafiles import DataFile, Reader, Rows, data_files
-from tarn.storage.duck import identifier
+from tarn.storage.duck import quoted
 from tarn.storage.lake import OWN_SCHEMA, Lake
 from tarn.storage.policy import Layout
 
@@ -39,7 +39,7 @@ UPKEEP = "tarn.upkeep"
 ATTEMPTS = 6
 _COMMIT_BYTES = 1024**3
 """Work in one commit: what a crash can cost."""
-_SORT_MEMORY = "512MB"
+_SORT_MEMORY = "256MB"
 
 
 @dataclass(frozen=True)
@@ -91,16 +91,17 @@ class _Rewritten:
             size_after=sum(each.size for each in self.added),
         )
 
+    def lost(self) -> Outcome:
+        """Its new files stay for vacuum, in case the commit was made after all."""
+        return Outcome(overtaken=len(self.group.files))
 
-def rewrite(
-    lake: Lake, name: str, groups: Sequence[Group], kind: str, properties: dict[str, str]
-) -> Outcome:
+
+def rewrite(lake: Lake, name: str, groups: Sequence[Group], kind: str) -> Outcome:
     """Rewrite groups of files of the newest version; readers and writers go on meanwhile.
 
-    kind and properties go into the commit's metadata. Memory stays below a few row groups; sorts
-    spill to disk.
+    kind goes into the commit's metadata. Memory stays below a few row groups; sorts spill to disk.
     """
-    marks = {**properties, UPKEEP: kind}
+    marks = {**lake.stamp, UPKEEP: kind}
     outcome = Outcome()
     waiting: list[_Rewritten] = []
     for group in groups:
@@ -116,10 +117,36 @@ def rewrite(
     return outcome + _commit(lake, name, waiting, marks) if waiting else outcome
 
 
-def measure(lake: Lake, name: str, rows: Rows, group: Group) -> int:
+def repartition(lake: Lake, name: str, partition_by: Sequence[str], layout: Layout) -> Outcome:
+    """Rewrite a whole table by partitions. Any commit made meanwhile makes it start again."""
+    marks = {**lake.stamp, UPKEEP: "partition"}
+    for attempt in range(1, ATTEMPTS + 1):
+        table = _newest(lake, name)
+        before = data_files(table)
+        try:
+            write_deltalake(
+                table,
+                Rows(table, Reader.of(lake, name), tuple(before)).stream(),
+                mode="overwrite",
+                schema_mode="overwrite",
+                partition_by=list(partition_by),
+                target_file_size=layout.target_file_bytes,
+                writer_properties=layout.writer_properties(),
+                commit_properties=CommitProperties(marks, max_commit_retries=0),
+            )
+        except CommitFailedError as conflict:
+            log.info("%s: another writer was first, attempt %d: %s", name, attempt, conflict)
+            continue
+        after = data_files(table)
+        sizes = (sum(file.size for file in files) for files in (before, after))
+        return Outcome(len(before), len(after), *sizes)
+    return Outcome(overtaken=len(before))
+
+
+def measure(rows: Rows, group: Group, partition_by: Sequence[str] = ()) -> int:
     """Bytes that the rows come to in a group's layout: they are written and thrown away."""
     with tempfile.TemporaryDirectory() as folder:
-        _store(folder, rows, group, {})
+        _store(folder, rows, group, {}, partition_by)
         return sum(file.size for file in data_files(DeltaTable(folder)))
 
 
@@ -137,22 +164,28 @@ def _write(lake: Lake, name: str, table: DeltaTable, group: Group) -> _Rewritten
     uri = f"{lake.root}/{draft}"
     _store(uri, rows, group, dict(lake.options))
     made = _added(lake, draft)
-    counts = [file.rows for file in group.files]
+    counts = [file.rows for file in group.files if file.rows is not None]
     written = sum(json.loads(each["stats"])["numRecords"] for each in made)
-    if None not in counts and written != sum(count or 0 for count in counts):
-        raise TarnError(f"{written} rows were written where {sum(counts)} were read", name)  # type: ignore[arg-type]
+    if len(counts) == len(group.files) and written != sum(counts):
+        raise TarnError(f"{written} rows were written where {sum(counts)} were read", name)
     added = tuple(_adopt(lake, draft, name.replace(".", "/"), each, group.layout) for each in made)
     for key in _keys(lake, draft):
         _delete(lake, key)
     return _Rewritten(group, added)
 
 
-def _store(uri: str, rows: Rows, group: Group, options: dict[str, str]) -> None:
+def _store(
+    uri: str,
+    rows: Rows,
+    group: Group,
+    options: dict[str, str],
+    partition_by: Sequence[str] = (),
+) -> None:
     write_deltalake(
         uri,
         _sorted(rows, group.cluster_by) if group.cluster_by else rows.stream(),
         mode="error",
-        partition_by=rows.table.metadata().partition_columns or None,
+        partition_by=list(partition_by) or rows.table.metadata().partition_columns or None,
         target_file_size=group.layout.target_file_bytes,
         writer_properties=group.layout.writer_properties(),
         storage_options=options or None,
@@ -161,19 +194,19 @@ def _store(uri: str, rows: Rows, group: Group, options: dict[str, str]) -> None:
 
 def _sorted(rows: Rows, columns: Sequence[str]) -> pa.RecordBatchReader:
     """The rows in order, sorted on disk if need be; one pass, then it is spent."""
-    order = ", ".join(identifier(column) for column in columns)
+    order = ", ".join(quoted(column) for column in columns)
 
     def batches() -> Any:
         with (
             tempfile.TemporaryDirectory() as spill,
             duckdb.connect(
-                config={"memory_limit": _SORT_MEMORY, "temp_directory": spill, "threads": 2}
+                config={"memory_limit": _SORT_MEMORY, "temp_directory": spill, "threads": 1}
             ) as connection,
         ):
-            connection.execute("set TimeZone = 'UTC'; set preserve_insertion_order = false")
+            connection.execute("set TimeZone = 'UTC'; set enable_progress_bar = false")
             connection.register("incoming", rows.stream())
             found = connection.execute(f"select * from incoming order by {order}")
-            for batch in found.to_arrow_reader(65_536):
+            for batch in found.to_arrow_reader(8_192):
                 arrays = [batch.column(each.name).cast(each.type) for each in rows.schema]
                 yield pa.RecordBatch.from_arrays(arrays, schema=rows.schema)
 
@@ -187,21 +220,17 @@ def _added(lake: Lake, draft: str) -> list[dict[str, Any]]:
     return [entry["add"] for entry in map(json.loads, lines) if "add" in entry]
 
 
-def _adopt(
-    lake: Lake, draft: str, folder: str, made: dict[str, Any], layout: Layout
-) -> AddAction:
+def _adopt(lake: Lake, draft: str, folder: str, made: dict[str, Any], layout: Layout) -> AddAction:
     """Move a file from a draft into the table's folder, under a name that tells its layout."""
-    key = unquote(made["path"])
-    parent, slash, file = key.rpartition("/")
-    target = f"{parent}{slash}part-{uuid4()}{layout.mark}"
-    obstore.rename(lake.objects, f"{draft}/{key}", f"{folder}/{target}")
-    logged = made["path"].removesuffix(quote(file)) + target.removeprefix(f"{parent}{slash}")
-    assert unquote(logged) == target
+    parent = made["path"].rpartition("/")[0]
+    logged = f"{parent}/" * bool(parent) + f"part-00000-{uuid4()}-c000{layout.mark}"
+    obstore.rename(lake.objects, f"{draft}/{unquote(made['path'])}", f"{folder}/{unquote(logged)}")
+    # delta-rs encodes the path for the log by itself.
     return AddAction(
-        path=logged,
+        path=unquote(logged),
         size=made["size"],
         partition_values=made["partitionValues"],
-        modification_time=max(made["modificationTime"], 0),
+        modification_time=made["modificationTime"],
         data_change=False,
         stats=made["stats"],
     )
@@ -218,7 +247,7 @@ def _commit(
         live = {file.logged for file in data_files(table)}
         for each in [w for w in waiting if any(f.logged not in live for f in w.group.files)]:
             waiting.remove(each)
-            outcome += _abandon(lake, name, each)
+            outcome += each.lost()
         if not waiting:
             return outcome
         try:
@@ -228,7 +257,7 @@ def _commit(
             time.sleep(random.uniform(0.05, 0.2) * 2**attempt)
             continue
         return sum((each.outcome() for each in waiting), outcome)
-    return sum((_abandon(lake, name, each) for each in waiting), outcome)
+    return sum((each.lost() for each in waiting), outcome)
 
 
 def _swap(table: DeltaTable, rewritten: Sequence[_Rewritten], marks: dict[str, str]) -> None:
@@ -237,7 +266,7 @@ def _swap(table: DeltaTable, rewritten: Sequence[_Rewritten], marks: dict[str, s
     for each in rewritten:
         actions += each.added
         for file in each.group.files:
-            actions.append(RemoveAction(file.logged, False, now, file.size))
+            actions.append(RemoveAction(file.key, False, now, file.size))
     table.create_write_transaction(
         actions,
         "append",
@@ -245,12 +274,6 @@ def _swap(table: DeltaTable, rewritten: Sequence[_Rewritten], marks: dict[str, s
         partition_by=table.metadata().partition_columns or None,
         commit_properties=CommitProperties(custom_metadata=dict(marks)),
     )
-
-
-def _abandon(lake: Lake, name: str, rewritten: _Rewritten) -> Outcome:
-    for each in rewritten.added:
-        _delete(lake, f"{name.replace('.', '/')}/{unquote(each.path)}")
-    return Outcome(overtaken=len(rewritten.group.files))
 
 
 def _keys(lake: Lake, folder: str) -> list[str]:

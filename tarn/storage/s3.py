@@ -8,15 +8,18 @@ files once an endpoint is set.
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
-from obstore.store import S3Credential, S3Store
+from obstore.store import S3Store
 
 from tarn.errors import TarnError
+
+if TYPE_CHECKING:
+    from obstore.store import S3Credential
 
 CONNECT_SECONDS = 5
 REQUEST_SECONDS = 120
@@ -37,9 +40,9 @@ DUCKDB_VARIABLES = {
 class Keys:
     """Credentials as they are now."""
 
-    key: str
-    secret: str
-    token: str | None
+    key: str = field(repr=False)
+    secret: str = field(repr=False)
+    token: str | None = field(repr=False)
 
     def variables(self) -> dict[str, str]:
         """As AWS's variables name them."""
@@ -51,7 +54,7 @@ class Keys:
 class S3:
     """An S3-compatible service, from variables spelled as AWS's tools spell them."""
 
-    variables: Mapping[str, str]
+    variables: Mapping[str, str] = field(repr=False)
 
     @cached_property
     def endpoint(self) -> str | None:
@@ -127,7 +130,7 @@ class S3:
             "AWS_REGION": self.region,
             "AWS_VIRTUAL_HOSTED_STYLE_REQUEST": str(not self.is_path_style).lower(),
             "AWS_CONDITIONAL_PUT": "etag",
-            "allow_http": "true",
+            "AWS_ALLOW_HTTP": "true",
             "connect_timeout": f"{CONNECT_SECONDS}s",
             "timeout": f"{REQUEST_SECONDS}s",
             "max_retries": str(RETRIES),
@@ -170,7 +173,7 @@ class S3:
         except BotoCoreError as error:
             raise TarnError(f"no credentials for S3: {error}", fix="mend the profile") from error
 
-    def _obstore_keys(self) -> S3Credential:
+    def _obstore_keys(self) -> "S3Credential":
         now = self.keys()
         return {
             "access_key_id": now.key,

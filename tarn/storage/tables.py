@@ -12,6 +12,7 @@ from deltalake import DeltaTable
 from tarn.errors import TarnError
 from tarn.storage import releases
 from tarn.storage.lake import Lake
+from tarn.storage.rows import row_count
 from tarn.strict_yaml import nearest
 
 _OWN = "tarn."
@@ -72,7 +73,7 @@ def describe(lake: Lake, name: str, version: int | None = None, commits: int = 2
         text=table.metadata().description or "",
         columns=[_column(field) for field in pa.schema(table.schema().to_arrow())],
         partition_by=table.metadata().partition_columns,
-        rows=pc.sum(files["num_records"]).as_py() or 0,
+        rows=row_count(table),
         bytes=pc.sum(files["size_bytes"]).as_py() or 0,
         files=files.num_rows,
         history=_history(lake, name, table, commits),

@@ -2,14 +2,20 @@
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Generator, Mapping
 from pathlib import Path
+from urllib.error import URLError
+from urllib.request import Request, urlopen
+from uuid import uuid4
 
 import pytest
 
 from tarn.storage.lake import Lake
+from tarn.storage.s3 import S3
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -25,11 +31,62 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
     return report
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Tests marked `everywhere` that take a lake run with one on disk and with one on S3."""
+    marks = {mark.name for mark in metafunc.definition.iter_markers()}
+    if "lake" in metafunc.fixturenames and "everywhere" in marks:
+        places = ["disk"] if "on_disk" in marks else ["disk", "s3"]
+        metafunc.parametrize("lake", places, indirect=True)
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Generator[Mapping[str, str], None, None]:
+    """An S3 service of our own with the bucket `lake`: the variables by which it is reached."""
+    with socket.socket() as chosen:
+        chosen.bind(("127.0.0.1", 0))
+        port = str(chosen.getsockname()[1])
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", port]
+    variables = {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ACCESS_KEY_ID": "AKIATHISISOURS",
+        "AWS_SECRET_ACCESS_KEY": "a/secret+of=ours",
+        "AWS_REGION": "eu-central-1",
+    }
+    with (tmp_path_factory.mktemp("s3") / "log").open("w") as log:
+        # In a process of its own: delta-rs may hold Python's lock while it waits for an answer.
+        server = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        _make_bucket(variables["AWS_ENDPOINT_URL"] + "/lake", server)
+        yield variables
+    finally:
+        server.terminate()
+        server.wait(10)
+
+
+def _make_bucket(url: str, server: subprocess.Popen[bytes]) -> None:
+    for _ in range(300):
+        assert server.poll() is None, "the S3 service did not start"
+        try:
+            urlopen(Request(url, method="PUT"), timeout=10).close()
+            return
+        except (ConnectionError, URLError):
+            time.sleep(0.1)
+    raise AssertionError("the S3 service does not answer")
+
+
 @pytest.fixture
-def lake(tmp_path: Path) -> Lake:
-    """An empty lake on disk."""
+def lake(tmp_path: Path, request: pytest.FixtureRequest) -> Lake:
+    """An empty lake: on disk, or where the test is marked to be."""
+    if getattr(request, "param", "disk") == "s3":
+        service = S3(request.getfixturevalue("s3"))
+        return Lake(f"s3://lake/{uuid4().hex}", service, work_dir=tmp_path)
     (tmp_path / "lake").mkdir()
     return Lake(str(tmp_path / "lake"))
+
+
+def polars_options(lake: Lake) -> dict[str, str]:
+    """How Polars reaches the lake's tables."""
+    return {key: value for key, value in lake.options.items() if key.startswith("AWS_")}
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,7 @@ BLOCK = re.compile(
         ("add-a-model", "lake/marts/fct_store_days"),
         ("add-an-output", "site/dashboards/stores.html"),
         ("read-a-failing-test", "target/run_results.json"),
+        ("keep-storage-small", "lake/_tarn/releases/00000002.json"),
     ],
 )
 def test_a_page_can_be_followed_to_its_end(

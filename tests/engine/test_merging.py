@@ -17,6 +17,7 @@ from tarn.storage.writer import Mode, write
 NAME = "marts.orders"
 SCHEMA = pa.schema([("id", pa.int64()), ("day", pa.string()), ("state", pa.string())])
 Row = dict[str, Any]
+_MODES: list[Mode] = ["merge", "merge", "insert"]
 
 
 def orders(ids: Sequence[int], state: str, day: str | None = None) -> pa.Table:
@@ -84,7 +85,7 @@ def test_merges_updates_and_deletions_mean_what_a_dictionary_means(
     chance = random.Random(seed)
     kept: dict[int, Row] = {}
     for step in range(8):
-        mode = chance.choice(["merge", "merge", "insert"])
+        mode = chance.choice(_MODES)
         ids = chance.sample(range(60), chance.choice([1, 3, 20]))
         source = orders(ids, f"s{chance.randrange(3)}")
         gone = [mode == "merge" and chance.random() < 0.3 for _ in ids]

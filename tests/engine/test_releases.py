@@ -14,6 +14,8 @@ from tarn.storage.releases import Pin, Release
 from tarn.storage.writer import write
 from tests.engine.conftest import BIN
 
+pytestmark = pytest.mark.everywhere
+
 
 def publish(lake: Lake, after: Release | None, **tables: pa.Table) -> Release:
     for name, rows in tables.items():
@@ -27,10 +29,12 @@ def days(*numbers: int) -> pa.Table:
 
 
 def seen(lake: Lake, sql: str) -> list[tuple[object, ...]]:
-    """What any DuckDB client sees that never loaded an extension."""
+    """What any DuckDB client sees; on disk even one that never loaded an extension."""
     with duckdb.connect(str(catalog.path(lake)), read_only=True) as connection:
         connection.execute("set autoinstall_known_extensions = false")
         connection.execute("set autoload_known_extensions = false")
+        if lake.service:
+            prepare(connection, lake)
         return connection.execute(sql).fetchall()
 
 
@@ -101,6 +105,7 @@ def test_views_give_the_same_rows_whatever_the_layout(lake: Lake, partition_by: 
     assert found == [*expected, (None, None, 3.5, None)]
 
 
+@pytest.mark.on_disk
 def test_the_command_line_of_duckdb_opens_the_catalog_while_another_reader_has_it(
     lake: Lake,
 ) -> None:

@@ -13,6 +13,9 @@ import pytest
 from tarn.errors import TarnError
 from tarn.storage.lake import Lake
 from tarn.storage.writer import Mode, write
+from tests.engine.conftest import polars_options
+
+pytestmark = pytest.mark.everywhere
 
 NAME = "marts.orders"
 
@@ -24,7 +27,11 @@ def orders(*ids: int, **columns: Any) -> pa.Table:
 
 def rows(lake: Lake) -> list[dict[str, Any]]:
     """What a second engine reads."""
-    return pl.read_delta(lake.uri(NAME)).sort("order_id").to_dicts()
+    return (
+        pl.read_delta(lake.uri(NAME), storage_options=polars_options(lake))
+        .sort("order_id")
+        .to_dicts()
+    )
 
 
 def version(lake: Lake) -> int:

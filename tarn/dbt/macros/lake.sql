@@ -29,10 +29,8 @@
 
 {#- One name, or several, or none: always a list. -#}
 {% macro listed(names) -%}
-    {%- if names is string -%}
-        {{- return([names]) -}}
-    {%- endif -%}
-    {{- return(names or []) -}}
+    {%- set names = [names] if names is string else names or [] -%}
+    {{- return(names | select | unique | list) -}}
 {%- endmacro %}
 
 
@@ -83,13 +81,12 @@
             {%- do run_query(comments) -%}
             {%- if relation.is_view and not is_rehearsal() -%}
                 {%- do lake_request('remember_view', relation, {
-                    'sql': model.compiled_code ~ '\n;' ~ comments
+                    'sql': model.compiled_code, 'comments': comments
                 }) -%}
             {%- endif -%}
         {%- endif -%}
     {%- else -%}
         {%- do lake_request('describe', relation, {
-            'model': model.unique_id,
             'description': description,
             'comments': column_comments(described, existing),
         }) -%}
@@ -112,13 +109,26 @@
 {%- endmacro %}
 
 
-{#- What a materialization does, in the transaction between its hooks. -#}
-{% macro between_hooks() -%}
+{#- Where a Python model's rows wait for the write; none for an SQL model. -#}
+{% macro python_rows() -%}
+    {%- if model.language == 'python' -%}
+        {{- return(make_temp_relation(this).incorporate(type='table')) -}}
+    {%- endif -%}
+    {{- return(none) -}}
+{%- endmacro %}
+
+
+{#- Before a node is written. -#}
+{% macro open_node() -%}
     {{ run_hooks(pre_hooks, inside_transaction=False) }}
     {{ run_hooks(pre_hooks, inside_transaction=True) }}
-    {{ caller() }}
+{%- endmacro %}
+
+
+{#- After it. -#}
+{% macro close_node() -%}
     {%- do apply_grants(this, config.get('grants')) -%}
-    {%- do persist_docs(this, model) -%}
+    {%- do persist_docs(this.incorporate(type='table'), model) -%}
     {{ run_hooks(post_hooks, inside_transaction=True) }}
     {%- do adapter.commit() -%}
     {{ run_hooks(post_hooks, inside_transaction=False) }}
@@ -126,15 +136,8 @@
 
 
 {#- What the model selects: an SQL model's query, or what a Python model gave. -#}
-{% macro model_query() -%}
-    {%- if model.language == 'sql' -%}
-        {{- return(contracted(compiled_code)) -}}
-    {%- endif -%}
-    {%- set made = make_temp_relation(this).incorporate(type='table') -%}
-    {%- call statement('python', language='python') -%}
-        {{- py_write_table(temporary=True, relation=made, compiled_code=compiled_code) -}}
-    {%- endcall -%}
-    {{- return(contracted('select * from ' ~ made)) -}}
+{% macro model_query(made) -%}
+    {{- return(contracted('select * from ' ~ made if made else compiled_code)) -}}
 {%- endmacro %}
 
 

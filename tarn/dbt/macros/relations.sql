@@ -1,5 +1,7 @@
 {#- To dbt a Delta table is a table, though DuckDB shows it by a view. -#}
 {% macro duckdb__list_relations_without_caching(schema_relation) -%}
+    {#- The plugin is there once DuckDB is open, which the first query of a process sees to. -#}
+    {%- do run_query('select 1') -%}
     {%- set tables = [] -%}
     {%- for name in lake_request('tables', none, {}) -%}
         {%- do tables.append("'" ~ adapter.escape_sql_string(name) ~ "'") -%}

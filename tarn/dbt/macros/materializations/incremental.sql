@@ -2,19 +2,37 @@
 {% materialization incremental, adapter='duckdb', supported_languages=['sql', 'python'] %}
     {%- if not in_lake() -%}
         {%- do leave_lake() -%}
+        {%- if model.language == 'python' -%}
+            {#- dbt lets nobody but a materialization itself run Python. -#}
+            {%- do drop_relation_if_exists(load_cached_relation(this)) -%}
+            {%- do open_node() -%}
+            {%- do adapter.ensure_transaction() -%}
+            {%- call statement('main', language='python') -%}
+                {{- py_write_table(False, this, compiled_code) -}}
+            {%- endcall -%}
+            {%- do close_node() -%}
+            {{- return({'relations': [this.incorporate(type='table')]}) -}}
+        {%- endif -%}
         {{- return(dbt.materialization_incremental_duckdb()) -}}
     {%- endif -%}
     {%- set existing = load_cached_relation(this) -%}
     {%- set strategy = lake_strategy() -%}
 
-    {% call between_hooks() %}
-        {%- set query = model_query() -%}
-        {%- if existing is none or not existing.is_table or should_full_refresh() -%}
-            {%- do lake_write(query, 'replace') -%}
-        {%- else -%}
-            {%- do strategy(schema_change(existing, query), listed(config.get('unique_key'))) -%}
-        {%- endif -%}
-    {% endcall %}
+    {%- do open_node() -%}
+    {%- set made = python_rows() -%}
+    {%- if made -%}
+        {#- dbt lets nobody but a materialization itself run Python. -#}
+        {%- call statement('python', language='python') -%}
+            {{- py_write_table(temporary=True, relation=made, compiled_code=compiled_code) -}}
+        {%- endcall -%}
+    {%- endif -%}
+    {%- set query = model_query(made) -%}
+    {%- if existing is none or not existing.is_table or should_full_refresh() -%}
+        {%- do lake_write(query, 'replace') -%}
+    {%- else -%}
+        {%- do strategy(schema_change(existing, query), listed(config.get('unique_key'))) -%}
+    {%- endif -%}
+    {%- do close_node() -%}
 
     {{- return({'relations': [this.incorporate(type='table')]}) -}}
 {% endmaterialization %}
@@ -68,7 +86,7 @@
     {%- set updated = updated_columns(change, keys) -%}
     {%- if updated is not none or predicates -%}
         {%- set incoming = staged(change.sql) -%}
-        {%- if predicates and beyond_predicates(change, incoming, keys, predicates) -%}
+        {%- if predicates and beyond_predicates(change.existing, incoming, keys, predicates) -%}
             {%- if updated is not none -%}
                 {%- do exceptions.raise_compiler_error(
                     'A merge whose incremental_predicates leave out rows of the same key cannot'
@@ -99,7 +117,7 @@
     {%- if predicates -%}
         {%- set incoming = staged(change.sql) -%}
         {%- set change = dict(change, sql='select * from ' ~ incoming) -%}
-        {%- if beyond_predicates(change, incoming, keys, predicates) -%}
+        {%- if beyond_predicates(change.existing, incoming, keys, predicates) -%}
             {{- return(lake_write(
                 rows_besides(change.existing, incoming, keys, predicates), 'replace'
             )) -}}
@@ -141,10 +159,12 @@
 
 {% macro batch_window() -%}
     {%- set event_time = config.get('event_time') -%}
-    {%- set start, end = model.batch.event_time_start, model.batch.event_time_end -%}
+    {#- A bare text: cast, delta-rs compares it with no type but one. In UTC, as dbt counts. -#}
+    {%- set form = '%Y-%m-%d %H:%M:%S' -%}
+    {%- set start = model.batch.event_time_start.strftime(form) -%}
+    {%- set end = model.batch.event_time_end.strftime(form) -%}
     {{- return(
-        event_time ~ " >= cast('" ~ start ~ "' as timestamp) and "
-        ~ event_time ~ " < cast('" ~ end ~ "' as timestamp)"
+        event_time ~ " >= '" ~ start ~ "' and " ~ event_time ~ " < '" ~ end ~ "'"
     ) -}}
 {%- endmacro %}
 
@@ -171,13 +191,28 @@
 {%- endmacro %}
 
 
+{#- Rows of the table that go: an incoming row has their key, and the predicates hold. A bare
+    column of a predicate is the table's, unless it also speaks of the incoming row. -#}
+{% macro replaced_rows(incoming, keys, predicates) -%}
+    {%- set held = '(' ~ predicates | join(') and (') ~ ')' -%}
+    {%- set of_both = predicates and 'dbt_internal_source' in held | lower -%}
+    exists (
+        select 1
+        from {{ incoming }} as dbt_internal_source
+        where {{ same_key(keys) }} {%- if of_both %} and {{ held }}{% endif %}
+    )
+    {%- if predicates and not of_both %} and {{ held }}{% endif %}
+{%- endmacro %}
+
+
 {#- Whether rows have an incoming key and yet, by the predicates, are to stay as they are. -#}
-{% macro beyond_predicates(change, incoming, keys, predicates) -%}
+{% macro beyond_predicates(existing, incoming, keys, predicates) -%}
     {%- set query -%}
         select 1
-        from {{ change.existing }} as dbt_internal_dest
-        inner join {{ incoming }} as dbt_internal_source on {{ same_key(keys) }}
-        where ({{ predicates | join(') and (') }}) is not true
+        from {{ existing }} as dbt_internal_dest
+        where
+            {{ replaced_rows(incoming, keys, []) }}
+            and ({{ replaced_rows(incoming, keys, predicates) }}) is not true
         limit 1
     {%- endset -%}
     {{- return(run_query(query).rows | length > 0) -}}
@@ -188,11 +223,7 @@
 {% macro rows_besides(existing, incoming, keys, predicates) -%}
     select *
     from {{ existing }} as dbt_internal_dest
-    where not exists (
-        select 1
-        from {{ incoming }} as dbt_internal_source
-        where {{ same_key(keys) }} and ({{ predicates | join(') and (') }})
-    )
+    where ({{ replaced_rows(incoming, keys, predicates) }}) is not true
     union all by name
     select * from {{ incoming }}
 {%- endmacro %}

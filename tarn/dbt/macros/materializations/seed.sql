@@ -7,9 +7,9 @@
     {%- set rows = load_agate_table() -%}
     {%- do store_result('agate_table', response='OK', agate_table=rows) -%}
 
-    {% call between_hooks() %}
-        {%- do lake_write(seed_query(rows), 'replace', {'file': seed_file()}) -%}
-    {% endcall %}
+    {%- do open_node() -%}
+    {%- do lake_write(seed_query(rows), 'replace', {'file': seed_file()}) -%}
+    {%- do close_node() -%}
 
     {{- return({'relations': [this.incorporate(type='table')]}) -}}
 {% endmaterialization %}
@@ -29,8 +29,11 @@
     {%- set types = model['config'].get('column_types', {}) -%}
     select
     {%- for name in rows.column_names %}
+        {%- do check_header(name) %}
         {%- set type = types.get(name, adapter.convert_type(rows, loop.index0)) %}
-        cast({{ adapter.quote(name) }} as {{ type }}) as {{ adapter.quote(name) }}
+        {%- set value = adapter.quote(name) if name in types or type == 'text'
+            else "nullif(" ~ adapter.quote(name) ~ ", 'null')" %}
+        cast({{ value }} as {{ type }}) as {{ adapter.quote(name) }}
         {{- ',' if not loop.last }}
     {%- endfor %}
     from read_csv(
@@ -39,4 +42,16 @@
         all_varchar = true,
         delim = '{{ config.get("delimiter", ",") }}'
     )
+{%- endmacro %}
+
+
+{#- `quote_columns: false` promises plain names; others tell of a wrong delimiter. -#}
+{% macro check_header(name) -%}
+    {%- if config.get('quote_columns') == false
+        and not modules.re.fullmatch('[A-Za-z_][A-Za-z0-9_]*', name) -%}
+        {%- do exceptions.raise_compiler_error(
+            "Syntax error in the header of " ~ model.original_file_path ~ ": '" ~ name
+            ~ "' is no plain name. Is the delimiter right? Else set quote_columns: true."
+        ) -%}
+    {%- endif -%}
 {%- endmacro %}

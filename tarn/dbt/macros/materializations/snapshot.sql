@@ -9,30 +9,46 @@
         model, 'snapshotted_data', 'source_data', model['config'], existing is not none
     ) -%}
 
-    {% call between_hooks() %}
-        {%- if existing is none -%}
-            {%- set query = build_snapshot_table(strategy, model['compiled_code']) -%}
-            {%- do check_time_data_types(query) -%}
-            {%- do lake_write(query, 'replace') -%}
-        {%- else -%}
-            {%- set names = config.get('snapshot_table_column_names')
-                or get_snapshot_table_column_names() -%}
-            {%- do adapter.assert_valid_snapshot_target_given_strategy(existing, names, strategy) -%}
-            {%- set query = snapshot_staging_table(strategy, sql, existing) -%}
-            {%- do check_time_data_types(query) -%}
-            {%- do adapter.ensure_transaction() -%}
-            {%- set staged = make_temp_relation(this) -%}
-            {%- do run_query(create_table_as(True, staged, query)) -%}
-            {%- do lake_write(
-                snapshot_changes(existing, staged, names),
-                'merge',
-                {'keys': [names.dbt_scd_id], 'evolve': true},
-            ) -%}
-        {%- endif -%}
-    {% endcall %}
+    {%- do open_node() -%}
+    {%- set names = config.get('snapshot_table_column_names')
+        or get_snapshot_table_column_names() -%}
+    {%- if existing is none -%}
+        {%- set query = build_snapshot_table(strategy, model['compiled_code']) -%}
+        {%- do check_time_data_types(query) -%}
+        {%- do lake_write(with_times(query, names), 'replace') -%}
+    {%- else -%}
+        {%- do adapter.assert_valid_snapshot_target_given_strategy(existing, names, strategy) -%}
+        {%- set query = snapshot_staging_table(strategy, sql, existing) -%}
+        {%- do check_time_data_types(query) -%}
+        {%- do adapter.ensure_transaction() -%}
+        {%- set staged = make_temp_relation(this) -%}
+        {%- do run_query(create_table_as(True, staged, query)) -%}
+        {%- do lake_write(
+            snapshot_changes(existing, staged, names),
+            'merge',
+            {'keys': [names.dbt_scd_id], 'evolve': true},
+        ) -%}
+    {%- endif -%}
+    {%- do close_node() -%}
 
     {{- return({'relations': [this.incorporate(type='table')]}) -}}
 {% endmaterialization %}
+
+
+{#- A version begins and ends at a time, even where its source knows only the day. -#}
+{% macro with_times(query, names) -%}
+    {%- set marks = [names.dbt_valid_from, names.dbt_valid_to, names.dbt_updated_at] -%}
+    {%- set cast = [] -%}
+    {%- for column in adapter.get_column_schema_from_query(query)
+        if column.name in marks and column.data_type | lower == 'date' -%}
+        {%- set name = adapter.quote(column.name) -%}
+        {%- do cast.append('cast(' ~ name ~ ' as timestamp) as ' ~ name) -%}
+    {%- endfor -%}
+    {%- if not cast -%}
+        {{- return(query) -}}
+    {%- endif -%}
+    {{- return('select * replace (' ~ cast | join(', ') ~ ') from (' ~ query ~ ') as versions') -}}
+{%- endmacro %}
 
 
 {#- New versions, and the versions they end with their end filled in: whole rows to merge. -#}

@@ -9,7 +9,9 @@
         {{- return(dbt.materialization_test_default()) -}}
     {%- endif -%}
 
-    {%- do lake_write(get_limit_subquery_sql(sql, config.get('limit')), 'replace') -%}
+    {#- DuckDB gives columns of one name names of their own in a subquery only. -#}
+    {%- set failures = get_limit_subquery_sql(sql, config.get('limit')) -%}
+    {%- do lake_write('select * from (' ~ failures ~ ') as failures', 'replace') -%}
     {%- do adapter.commit() -%}
     {% call statement('main', fetch_result=True) -%}
         {{ get_test_sql(
