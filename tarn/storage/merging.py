@@ -191,7 +191,9 @@ class Merge:
         names = self._partitions
         if not names:
             return None
-        together = pa.concat_tables([table.select(names) for table in tables])
+        schema = pa.schema(self.table.schema().to_arrow())
+        kinds = pa.schema([pa.field(name, schema.field(name).type) for name in names])
+        together = pa.concat_tables([table.select(names).cast(kinds) for table in tables])
         distinct = together.group_by(names).aggregate([])
         try:
             return any_of(names, [tuple(row.values()) for row in distinct.to_pylist()], prefix)

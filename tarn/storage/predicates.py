@@ -1,7 +1,7 @@
 """Predicates in the SQL that delta-rs understands."""
 
 from collections.abc import Iterable, Sequence
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from decimal import Decimal
 
 
@@ -18,9 +18,11 @@ def value(item: object) -> str:
     if isinstance(item, int | Decimal):
         return str(item)
     if isinstance(item, datetime):
-        return f"cast('{item.isoformat(sep=' ')}' as timestamp)"
+        # delta-rs refuses a cast here, and an offset; it takes text for the column's type.
+        utc = item.astimezone(UTC).replace(tzinfo=None) if item.tzinfo else item
+        return f"'{utc.isoformat(sep=' ')}'"
     if isinstance(item, date):
-        return f"cast('{item.isoformat()}' as date)"
+        return f"'{item.isoformat()}'"
     if isinstance(item, str):
         escaped = item.replace("'", "''")
         return f"'{escaped}'"

@@ -3,6 +3,8 @@
 import random
 import threading
 from collections.abc import Sequence
+from datetime import UTC, date, datetime
+from decimal import Decimal
 from typing import Any
 
 import polars as pl
@@ -12,6 +14,7 @@ import pytest
 from tarn.storage import writer
 from tarn.storage.lake import Lake
 from tarn.storage.merging import Merge
+from tarn.storage.predicates import any_of
 from tarn.storage.writer import Mode, write
 
 NAME = "marts.orders"
@@ -139,3 +142,35 @@ def test_a_merge_that_hangs_is_done_without_merging(
     assert version(lake) == 5
     assert [row["id"] for row in rows(lake)] == list(range(50_000))
     assert rows(lake)[11]["state"] == "new"
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        pa.array([date(2020, 1, 2), date(2020, 3, 29)]),
+        pa.array([datetime(2020, 1, 2, 3, 4, 5, 6), datetime(2020, 3, 29, 2, 30)]),
+        pa.array([datetime(2020, 1, 2, tzinfo=UTC), datetime(2020, 3, 29, 1, tzinfo=UTC)]),
+        pa.array([Decimal("1.50"), Decimal("2.25")]),
+        pa.array([True, False]),
+        pa.array(["it's", 'say "a"']),
+    ],
+    ids=lambda key: str(key.type),
+)
+@pytest.mark.parametrize("partition_by", [[], ["key"]])
+def test_keys_and_partitions_of_every_type(
+    lake: Lake, key: pa.Array, partition_by: list[str]
+) -> None:
+    both = pa.table({"key": key, "state": ["old", "old"]})
+    for _ in range(3):
+        write(lake, NAME, both.slice(0, 0), mode="append", partition_by=partition_by)
+    write(lake, NAME, both, mode="append")
+    changed = pa.table({"key": key[:1], "state": ["new"]})
+    write(lake, NAME, changed, mode="merge", keys=["key"])
+    where = any_of(["key"], [(key[1].as_py(),)])
+    replacing = pa.table({"key": key[1:], "state": ["put in place"]})
+    write(lake, NAME, replacing, mode="replace_where", where=where)
+    found = pl.read_delta(lake.uri(NAME)).to_dicts()
+    assert {row["key"]: row["state"] for row in found} == {
+        key[0].as_py(): "new",
+        key[1].as_py(): "put in place",
+    }
