@@ -19,6 +19,9 @@ lint: .venv/dev  ## check style, types and the dbt project; offline, in seconds
 	@$(BIN)/sqlfluff lint --disable-progress-bar --nocolor models tests/singular
 	@$(BIN)/dbt parse --quiet && $(BIN)/dbt-bouncer run --only manifest_checks
 
+bench: .venv/dev  ## measure each claim of speed beside its peer; half an hour
+	@for each in mart merge build star_join; do $(BIN)/python -m benchmarks.$$each || exit 1; done
+
 docs: .venv/runtime  ## write the site again
 	@$(BIN)/tarn docs
 

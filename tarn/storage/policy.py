@@ -73,8 +73,8 @@ class Layout(Spec):
     """Of zstd (1 to 22), gzip (1 to 9) or brotli (0 to 11); left out, 1."""
     row_group_rows: int = Field(default=122_880, ge=1_000)
     """Rows that are read together. 122,880 is what one DuckDB thread takes at a time."""
-    target_file_mb: int = Field(default=128, ge=1)
-    """Compaction makes files of about this size (MiB)."""
+    target_file_mb: int = Field(default=32, ge=1)
+    """Files are of about this size (MiB): a merge rewrites each file it touches."""
 
     @model_validator(mode="after")
     def _level_fits(self) -> "Layout":

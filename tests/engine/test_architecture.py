@@ -23,8 +23,7 @@ MAY_IMPORT = {
     "ingestion": FOUNDATIONS | TOOLS | {"storage"},
     "dbt": FOUNDATIONS | TOOLS | {"storage"},
     "serving": FOUNDATIONS | TOOLS | {"storage"},
-    "cli_storage": FOUNDATIONS | {"storage"},
-    "cli": FOUNDATIONS | TOOLS | {"cli_storage", "storage", "ingestion", "dbt", "serving"},
+    "cli": FOUNDATIONS | TOOLS | {"storage", "ingestion", "dbt", "serving"},
 }
 """Rooms of the engine, and the rooms each may import."""
 MAY_READ = {

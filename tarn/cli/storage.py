@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import click
 from rich import filesize
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from tarn.settings import settings
+from tarn.cli import console
+from tarn.cli.console import CONSOLE, print_table, say
 from tarn.storage.lake import Lake
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from tarn.storage.rewrite import Outcome
     from tarn.storage.upkeep import TableUpkeep, Upkeep
 
-_CONSOLE = Console()
 _PAST = {
     "compact": "compacted",
     "cool": "cooled",
@@ -36,7 +35,7 @@ def maintain(tables: Sequence[str], dry_run: bool) -> None:
     """Compact, cool, checkpoint and vacuum; forget old releases. As storage.yml says."""
     from tarn.storage.upkeep import maintain
 
-    lake = Lake.open(settings())
+    lake = console.lake()
     upkeep = maintain(lake, tables, dry_run=dry_run, watcher=_Watcher(dry_run))
     _tell_upkeep(upkeep, lake, dry_run)
     sys.exit(any(table.failed for table in upkeep.tables))
@@ -54,8 +53,8 @@ def report(tables: Sequence[str], do_it: bool) -> None:
     """Size, files, age, growth and cost of each table, and what would make it smaller."""
     from tarn.storage.report import apply, report
 
-    lake = Lake.open(settings())
-    with _CONSOLE.status("measuring"):
+    lake = console.lake()
+    with CONSOLE.status("measuring"):
         found = report(lake, tables)
     currency = lake.policy.prices.currency
     _tell_tables(found, currency)
@@ -63,10 +62,10 @@ def report(tables: Sequence[str], do_it: bool) -> None:
     doable = [advice for advice in found.advice if advice.declare is None]
     if not do_it:
         if doable:
-            _say("\ntarn storage report --apply does what is advised and measures the saving.")
+            say("\ntarn storage report --apply does what is advised and measures the saving.")
         return
     if doable:
-        with _CONSOLE.status("applying"):
+        with CONSOLE.status("applying"):
             applied = apply(lake, doable)
         _tell_applied(applied, lake)
         sys.exit(any(each.measured is None for each in applied))
@@ -77,7 +76,7 @@ class _Watcher:
 
     def __init__(self, dry_run: bool) -> None:
         self._dry_run = dry_run
-        self._status = _CONSOLE.status("")
+        self._status = CONSOLE.status("")
 
     def begin(self, name: str) -> None:
         self._status.update(name)
@@ -86,7 +85,7 @@ class _Watcher:
     def end(self, table: "TableUpkeep") -> None:
         self._status.stop()
         for kind, outcome in table.done.items():
-            _say(f"{table.name}: {self._told(kind, outcome)}")
+            say(f"{table.name}: {self._told(kind, outcome)}")
 
     def _told(self, kind: str, outcome: "Outcome") -> str:
         before = f"{_files(outcome.files_before)} ({_size(outcome.size_before)})"
@@ -123,7 +122,7 @@ def _tell_upkeep(upkeep: "Upkeep", lake: Lake, dry_run: bool) -> None:
         lines.append(f"  Release    {upkeep.release.number} shows readers the new files")
     if len(lines) == 1 and not any(table.done for table in upkeep.tables):
         lines[0] += " Nothing to do."
-    _say("\n".join(lines))
+    say("\n".join(lines))
 
 
 def _tell_tables(found: "StorageReport", currency: str) -> None:
@@ -149,7 +148,7 @@ def _tell_tables(found: "StorageReport", currency: str) -> None:
     files = f"{sum(t.files for t in found.tables):,}"
     table.add_section()
     table.add_row(f"all {len(found.tables)}", *total, files, "", "", "", "", _money(found.cost))
-    Console(width=max(_CONSOLE.width, 130)).print(table)
+    print_table(table, at_least=130)
     for one in found.tables:
         if one.note:
             click.echo(f"{click.style(one.name, fg='yellow')}: {one.note}")
@@ -173,9 +172,9 @@ def _row(one: "TableReport", now: datetime) -> list[str]:
 
 def _tell_advice(advice: "Sequence[Advice]", lake: Lake) -> None:
     if not advice:
-        _say("\nNothing to advise: every table is kept as storage.yml says.")
+        say("\nNothing to advise: every table is kept as storage.yml says.")
         return
-    _say("\nAdvice")
+    say("\nAdvice")
     table = Table(box=None, pad_edge=False)
     for name in ("do", "table", "files"):
         table.add_column(name, no_wrap=True, justify="right" if name == "files" else "left")
@@ -194,11 +193,11 @@ def _tell_advice(advice: "Sequence[Advice]", lake: Lake) -> None:
             _money(_price(lake, each.table, each.saving)),
             escape(because),
         )
-    Console(width=max(_CONSOLE.width, 130)).print(table)
+    print_table(table, at_least=130)
 
 
 def _tell_applied(applied: "Sequence[Applied]", lake: Lake) -> None:
-    _say("\nApplied")
+    say("\nApplied")
     table = Table(box=None, pad_edge=False)
     for name in ("did", "table"):
         table.add_column(name, no_wrap=True)
@@ -219,9 +218,9 @@ def _tell_applied(applied: "Sequence[Applied]", lake: Lake) -> None:
             _money(_price(lake, advice.table, saved)),
             escape(each.note or ""),
         )
-    Console(width=max(_CONSOLE.width, 130)).print(table)
+    print_table(table, at_least=130)
     if any(each.advice.action != "vacuum" for each in applied):
-        _say(
+        say(
             f"\nFiles replaced just now stay while a kept release reads them, and for"
             f" {_span(lake.policy.vacuum_after)}; then tarn maintain removes them."
         )
@@ -231,10 +230,6 @@ def _price(lake: Lake, table: str, size: int) -> float:
     """A month's cost of so many bytes in the lake; the copy of a hot table is not meant."""
     tier = lake.policy.of(table).tier
     return size / 1e9 * lake.policy.prices.per_gb_month["cold" if tier == "cold" else "warm"]
-
-
-def _say(text: str) -> None:
-    _CONSOLE.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def _size(size: float) -> str:

@@ -1,0 +1,169 @@
+"""The command line: one thin verb per job. Engines are imported by the verb that needs them."""
+
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import click
+
+from tarn.cli.console import CONSOLE, lake, say
+from tarn.cli.releases import find, release, tables
+from tarn.cli.storage import maintain, storage
+from tarn.errors import TarnError
+from tarn.settings import settings
+from tarn.storage import catalog
+from tarn.storage.duck import client
+
+if TYPE_CHECKING:
+    from tarn.ingestion.engine import LoadResult
+    from tarn.serving.site import Site
+
+_FORMATS = ("box", "csv", "json", "markdown", "line")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("-v", "--verbose", is_flag=True, help="Say more about what happens.")
+@click.version_option(package_name="tarn")
+def cli(verbose: bool) -> None:
+    """A lakehouse in one repository: load, keep, transform and serve what is declared here."""
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING, format="%(name)s: %(message)s"
+    )
+
+
+@cli.command()
+@click.argument("systems", nargs=-1)
+def ingest(systems: Sequence[str]) -> None:
+    """Load the source systems: those named, or all of ingestion/."""
+    results = _ingest(systems)
+    sys.exit(any(result.failed for result in results))
+
+
+@cli.command(context_settings={"ignore_unknown_options": True})
+@click.option(
+    "--from-release", type=int, metavar="N", help="Read raw tables as release N has them."
+)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def build(arguments: Sequence[str], from_release: int | None) -> None:
+    """Run dbt build; a green one publishes a release."""
+    if from_release is not None:
+        return _rebuild(from_release, arguments)
+    command = [_beside("dbt"), "build", *arguments]
+    sys.exit(subprocess.run(command, cwd=settings().project_dir).returncode)
+
+
+@cli.command()
+def docs() -> None:
+    """Write the site: dashboards, documentation, lineage."""
+    from tarn.serving.site import build_site
+
+    click.echo(f"Written: {_shown(build_site().index)}")
+
+
+@cli.command()
+def run() -> None:
+    """Ingest, build and document; then say where things stand."""
+    from tarn.dbt.build import build
+    from tarn.serving.site import build_site
+
+    started = time.monotonic()
+    loads = _ingest(())
+    if not build(settings().project_dir, CONSOLE):
+        raise TarnError("the build is red, so readers still see the release before")
+    site = build_site()
+    _summary(loads, site, time.monotonic() - started)
+    sys.exit(any(load.failed for load in loads))
+
+
+@cli.command()
+@click.argument("sql", required=False)
+@click.option("-f", "--format", "layout", type=click.Choice(_FORMATS), default="box")
+def query(sql: str | None, layout: str) -> NoReturn:
+    """Run SQL on the current release, or open a prompt on it."""
+    here = lake()
+    program = _beside("duckdb")
+    statements, keys = client(here)
+    # Making a secret answers `true`, which is no part of the query's result.
+    prepared = (f".output {os.devnull}", "; ".join(statements), ".output")
+    command = [program, "-readonly", "-bail", f"-{layout}"]
+    command += [argument for text in prepared for argument in ("-cmd", text)]
+    command += [str(catalog.ensure(here)), *(["-c", sql] if sql else [])]
+    sys.stdout.flush()
+    os.execve(program, command, {**settings().variables, **keys})
+
+
+for verb in (maintain, release, storage, tables):
+    cli.add_command(verb)
+
+
+def main() -> None:
+    """Run the command line; a failure a user can mend is one message and exit code 1."""
+    try:
+        cli()
+    except TarnError as error:
+        click.echo(click.style("error: ", fg="red", bold=True) + str(error), err=True)
+        sys.exit(1)
+
+
+def _rebuild(number: int, arguments: Sequence[str]) -> None:
+    """Build from a release's raw tables, and say what came out otherwise than then."""
+    from tarn.dbt.build import rebuild
+
+    differ = rebuild(settings().project_dir, number, arguments)
+    if differ is None:
+        sys.exit(1)
+    same = f"Every table has the rows it has in release {number}, by content hash."
+    say(f"Other rows than in release {number}: {', '.join(differ)}." if differ else same)
+
+
+def _ingest(systems: Sequence[str]) -> "list[LoadResult]":
+    """Load systems, and end with what came in and what went wrong."""
+    from tarn.ingestion.engine import ingest
+
+    loads = ingest(systems, CONSOLE)
+    rows = sum(load.rows.accepted for load in loads)
+    moved = f"{rows:,} rows came in" if rows else "nothing new"
+    seconds = max((load.seconds for load in loads), default=0)
+    say(f"Ingested {len(loads)} systems in {seconds:.0f} s: {moved}.")
+    for table in (table for load in loads for table in load.tables if table.error):
+        click.echo(click.style("failed: ", fg="red", bold=True) + str(table.error), err=True)
+    return loads
+
+
+def _summary(loads: "Sequence[LoadResult]", site: "Site", seconds: float) -> None:
+    """Rows in, tables out, the release, where to look, what to try next."""
+    current = find(None)
+    rows = sum(load.rows.accepted for load in loads)
+    held = sum(pin.rows for pin in current.tables.values())
+    ours = Path(shutil.which("tarn") or "").parent == Path(_beside("tarn")).parent
+    shell = "" if ours else f"{_shown(Path(_beside('tarn')).parent)}/"
+    say(
+        f"""
+Done in {seconds:.0f} s.
+  Rows in    {rows:,} from {len(loads)} systems
+  Tables     {len(current.tables)} with {held:,} rows in {_shown(settings().lake)}
+  Release    {current.number}
+  Look at    {_shown(site.index)}
+             {_shown(catalog.path(lake()))} (any DuckDB client)
+
+Next:
+  {shell}tarn query                 SQL on this release
+  {shell}tarn release show          its tables
+  {shell}dbt build --select marts   plain dbt, on what is loaded"""
+    )
+
+
+def _shown(path: Path | str) -> str:
+    """A path as seen from the current folder."""
+    return str(path) if "://" in str(path) else os.path.relpath(path)
+
+
+def _beside(program: str) -> str:
+    """A program that was installed with Tarn."""
+    return str(Path(sys.executable).with_name(program))
