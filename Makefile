@@ -5,7 +5,7 @@ BIN := .venv/bin
 unexport PYTHONDONTWRITEBYTECODE
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: build test lint docs bench lock clean
+.PHONY: build test lint docs bench drill lock clean
 
 build: .venv/runtime  ## load the demo's source systems, build, publish a release, write the site
 	@$(BIN)/python -m demo -- $(BIN)/tarn run
@@ -21,6 +21,9 @@ lint: .venv/dev  ## check style, types and the dbt project; offline, in seconds
 
 bench: .venv/dev  ## measure each claim of speed beside its peer; half an hour
 	@for each in mart merge build star_join; do $(BIN)/python -m benchmarks.$$each || exit 1; done
+
+drill: .venv/dev  ## kill, fill, race and turn back the clock; half an hour
+	@$(BIN)/python -m tests.drills
 
 docs: .venv/runtime  ## write the site again
 	@$(BIN)/tarn docs

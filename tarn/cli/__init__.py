@@ -18,6 +18,7 @@ from tarn.cli.storage import maintain, storage
 from tarn.errors import TarnError
 from tarn.settings import settings
 from tarn.storage import catalog
+from tarn.storage.disk import disk_failure
 from tarn.storage.duck import client
 
 if TYPE_CHECKING:
@@ -106,8 +107,11 @@ def main() -> None:
     """Run the command line; a failure a user can mend is one message and exit code 1."""
     try:
         cli()
-    except TarnError as error:
-        click.echo(click.style("error: ", fg="red", bold=True) + str(error), err=True)
+    except Exception as error:
+        told = error if isinstance(error, TarnError) else disk_failure(error, settings().lake)
+        if told is None:
+            raise
+        click.echo(click.style("error: ", fg="red", bold=True) + str(told), err=True)
         sys.exit(1)
 
 

@@ -29,6 +29,7 @@ from tarn.errors import TarnError
 from tarn.settings import FROM_RELEASE, settings
 from tarn.storage import releases
 from tarn.storage.datafiles import unnoticed
+from tarn.storage.disk import disk_failure
 from tarn.storage.duck import (
     Renewal,
     identifier,
@@ -102,7 +103,13 @@ class Plugin(BasePlugin):
             "measure_tables": self._measure_tables,
         }
         name = f"{relation.schema}.{relation.identifier}" if relation else ""
-        request["result"] = operations[request["operation"]](name, request)
+        try:
+            request["result"] = operations[request["operation"]](name, request)
+        except Exception as error:
+            told = None if isinstance(error, TarnError) else disk_failure(error, self._lake.root)
+            if told is None:
+                raise
+            raise told from error
 
     def _show(
         self, cursor: duckdb.DuckDBPyConnection, name: str, version: int | None = None

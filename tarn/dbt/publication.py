@@ -48,6 +48,8 @@ def publish(lake: Lake, run: Mapping[str, Any], build: Build) -> str:
     tables = _tables(lake, run, build, build.rebuilt or upon)
     release = releases.publish(lake, tables, upon, made_by)
     if upon is not None and release.number == upon.number:
+        # Whoever published it may have been killed before the catalog showed it.
+        catalog.ensure(lake)
         return f"Nothing changed: release {release.number} stays."
     catalog.build(lake, release)
     new = [name for name, pin in tables.items() if not upon or upon.tables.get(name) != pin]
@@ -74,13 +76,15 @@ def _tables(
     # one whose model has become a view.
     tables = {n: pin for n, pin in kept.items() if n in nodes or n.partition(".")[0] not in schemas}
     read = sources_of(run, [result.node.unique_id for result in run["results"]])
+    waited_for = sources_of(run, run["nodes"]) - read
     for name, version in build.pinned.items():
         foreign = name.partition(".")[0] not in schemas
         if name in build.written:
             tables[name] = _pin(lake, name, build.written[name].version)
         elif name in tables and name in before and before[name].version == version:
             continue  # What it read is what the release has, if in files that upkeep made since.
-        elif foreign and (name in read or name not in tables):
+        elif foreign and (name not in waited_for or name not in tables):
+            # A source stays with the models made of it until they are built; others are free.
             tables[name] = _pin(lake, name, version)
     return tables
 

@@ -81,7 +81,7 @@ class Intake:
         reader = pa.RecordBatchReader.from_batches(self._sifted_schema(), sifted)
         if self._needs_position or self._is_compared:
             reader = self._told_apart(reader)
-        return _stamped(reader, self.load, self._counted(reader))
+        return _stamped(reader, self.load.load_id, self._at, self._counted(reader))
 
     def is_current(self) -> bool:
         """Whether the table is still as it was when its rows were compared."""
@@ -106,6 +106,13 @@ class Intake:
             raise TarnError(
                 f"rows do not add up: {counts}", self.terms.name, "report this as a bug"
             )
+
+    @property
+    def _at(self) -> datetime:
+        """When these rows came, later than those before them even if the clock was set back:
+        models take what is later than the last they have."""
+        last = self.landed.loaded_until
+        return self.load.at if last is None else max(self.load.at, last)
 
     @property
     def _needs_position(self) -> bool:
@@ -231,16 +238,16 @@ def _sql_type(kind: pa.DataType) -> str:
 
 
 def _stamped(
-    reader: pa.RecordBatchReader, load: Load, batches: Iterator[pa.RecordBatch]
+    reader: pa.RecordBatchReader, load_id: str, at: datetime, batches: Iterator[pa.RecordBatch]
 ) -> pa.RecordBatchReader:
     """The rows with the load's two columns at the end."""
-    instant = pa.scalar(load.at, pa.timestamp("us"))
+    instant = pa.scalar(at, pa.timestamp("us"))
     schema = reader.schema.append(pa.field(LOAD_ID, pa.dictionary(pa.int32(), pa.string())))
     schema = schema.append(pa.field(LOADED_AT, instant.type))
 
     def stamped() -> Iterator[pa.RecordBatch]:
         for batch in batches:
-            stamps = [constant(load.load_id, batch.num_rows), pa.repeat(instant, batch.num_rows)]
+            stamps = [constant(load_id, batch.num_rows), pa.repeat(instant, batch.num_rows)]
             yield pa.RecordBatch.from_arrays([*batch.columns, *stamps], schema=schema)
 
     return pa.RecordBatchReader.from_batches(schema, stamped())

@@ -3,12 +3,14 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
 from deltalake import DeltaTable
 
 from tarn.storage.duck import prepare, quoted, select_from
@@ -17,6 +19,7 @@ from tarn.storage.lake import Lake
 LOAD_ID = "_load_id"
 LOADED_AT = "_loaded_at"
 SOURCE_FILE = "_source_file"
+_LOG_PRECISION = timedelta(milliseconds=1)
 MEMORY = "512MB"
 """What DuckDB may hold for all tables that are being loaded, before it spills."""
 
@@ -73,6 +76,20 @@ class Landed:
         """SQL that reads the table."""
         assert self.table is not None
         return select_from(self.table)
+
+    @cached_property
+    def loaded_until(self) -> datetime | None:
+        """No row was loaded later than this, by the clock of its load; UTC without zone."""
+        if self.table is None or LOADED_AT not in self.table.schema().to_arrow().names:
+            return None
+        files = pa.table(self.table.get_add_actions(flatten=True))
+        latest = f"max.{LOADED_AT}"
+        if latest in files.column_names and not files[latest].null_count:
+            # The log cuts instants to milliseconds.
+            told = pc.max(files[latest]).as_py()
+        else:
+            told = self._fetch(f"select max({quoted(LOADED_AT)}) from ({self.select})")
+        return told.replace(tzinfo=None) + _LOG_PRECISION if isinstance(told, datetime) else None
 
     def maximum(self, column: str) -> Any:
         """The highest value of a column; None without table, column or value."""

@@ -149,6 +149,8 @@ class Lake:
 
     def _folders(self, prefix: str) -> list[str]:
         if self.is_local:
+            if not Path(self.root, prefix).is_dir():
+                return []
             # obstore gives up at a link that leads nowhere.
             with os.scandir(Path(self.root, prefix)) as entries:
                 return [entry.name for entry in entries if entry.is_dir()]

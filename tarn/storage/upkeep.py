@@ -22,6 +22,7 @@ from obstore.exceptions import BaseError
 from tarn.errors import TarnError
 from tarn.storage import catalog, redis_copy, releases, vacuum
 from tarn.storage.datafiles import Reader, why_untouchable
+from tarn.storage.disk import disk_failure
 from tarn.storage.lake import OWN_SCHEMA, Lake
 from tarn.storage.policy import Releases
 from tarn.storage.releases import Pin, Release
@@ -151,6 +152,9 @@ def publish_rewritten(lake: Lake) -> Release | None:
             if (new := _rewritten_pin(lake, name, pin)) is not None
         }
         if not moved:
+            # Whoever published it may have been killed before the catalog showed it.
+            if catalog.path(lake).exists():
+                catalog.ensure(lake)
             return None
         told = f"rewrote {', '.join(sorted(moved))}" if len(moved) < 4 else f"{len(moved)} tables"
         try:
@@ -296,4 +300,5 @@ def _rewritten_pin(lake: Lake, name: str, pin: Pin) -> Pin | None:
 
 
 def _told(error: Exception, name: str) -> str:
-    return str(error).removeprefix(f"{name}: ").splitlines()[0]
+    told = disk_failure(error, name) or error
+    return str(told).removeprefix(f"{name}: ").splitlines()[0]

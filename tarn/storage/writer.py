@@ -20,6 +20,7 @@ from deltalake.exceptions import CommitFailedError, DeltaError
 from deltalake.table import TableMerger
 
 from tarn.errors import TarnError
+from tarn.storage.disk import disk_failure
 from tarn.storage.lake import Lake
 from tarn.storage.merging import MERGE_SECONDS, Merge, Plan, in_time
 from tarn.storage.policy import Layout
@@ -158,9 +159,14 @@ class _Change:
             # delta-rs wraps what the stream raised beyond recognition; the stream remembers.
             if stream.failure is not None:
                 raise stream.failure from None
+            if (version := self._trace(self.lake.table(self.name))) is not None:
+                # The commit was made, and only what comes after it was not, as a checkpoint.
+                log.warning("%s: version %d is committed, but: %s", self.name, version, error)
+                return Written(version, stream.count)
             if isinstance(error, CommitFailedError):
                 raise
-            raise TarnError(f"cannot write: {error}", self.name) from error
+            told = disk_failure(error, self.name)
+            raise told or TarnError(f"cannot write: {error}", self.name) from error
 
     def _stream(self, table: DeltaTable | None) -> "_Stream":
         reader = self.rows.to_reader() if isinstance(self.rows, pa.Table) else self.rows()
@@ -312,12 +318,16 @@ class _Change:
 
     def _version(self, table: DeltaTable | None) -> int:
         """The version this write made, whoever has written since."""
-        table = table or self.lake.table(self.name)
-        assert table is not None
-        for entry in table.history(20):
+        version = self._trace(table or self.lake.table(self.name))
+        assert version is not None, f"{self.name}: no trace of the commit just made"
+        return version
+
+    def _trace(self, table: DeltaTable | None) -> int | None:
+        """The version this write made, if it did."""
+        for entry in table.history(20) if table else ():
             if entry.get(WRITE_ID) == self.properties[WRITE_ID]:
                 return int(entry["version"])
-        raise AssertionError(f"{self.name}: no trace of the commit just made")
+        return None
 
 
 class _Stream:

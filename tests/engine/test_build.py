@@ -38,6 +38,13 @@ def test_a_commit_tells_what_made_it_from_what_and_for_which_release(built: Libr
     assert "marts.fct_loans@1" in shown
 
 
+def test_a_table_that_no_model_reads_is_released_as_it_is(built: Library) -> None:
+    now = releases.current(built.lake)
+    assert now is not None
+    newest = describe(built.lake, "raw_desk.opening_hours").version
+    assert now.tables["raw_desk.opening_hours"].version == newest > 0
+
+
 def test_a_build_of_nothing_new_writes_nothing(built: Library) -> None:
     before = {name: describe(built.lake, name).version for name in built.lake.names()}
     said = built.tarn("build")
