@@ -15,9 +15,9 @@ from tarn.cli.console import CONSOLE, print_table, say
 from tarn.storage.lake import Lake
 
 if TYPE_CHECKING:
-    from tarn.storage.report import Advice, Applied, StorageReport, TableReport
-    from tarn.storage.rewrite import Outcome
-    from tarn.storage.upkeep import TableUpkeep, Upkeep
+    from tarn.storage.upkeep.maintain import TableUpkeep, Upkeep
+    from tarn.storage.upkeep.report import Advice, Applied, StorageReport, TableReport
+    from tarn.storage.upkeep.rewrite import Outcome
 
 _PAST = {
     "compact": "compacted",
@@ -33,7 +33,7 @@ _PAST = {
 @click.option("--dry-run", is_flag=True, help="Change nothing; say what would be done.")
 def maintain(tables: Sequence[str], dry_run: bool) -> None:
     """Compact, cool, checkpoint and vacuum; forget old releases. As storage.yml says."""
-    from tarn.storage.upkeep import maintain
+    from tarn.storage.upkeep.maintain import maintain
 
     lake = console.lake()
     upkeep = maintain(lake, tables, dry_run=dry_run, watcher=_Watcher(dry_run))
@@ -51,7 +51,7 @@ def storage() -> None:
 @click.option("--apply", "do_it", is_flag=True, help="Do what is advised, and measure.")
 def report(tables: Sequence[str], do_it: bool) -> None:
     """Size, files, age, growth and cost of each table, and what would make it smaller."""
-    from tarn.storage.report import apply, report
+    from tarn.storage.upkeep.report import apply, report
 
     lake = console.lake()
     with CONSOLE.status("measuring"):

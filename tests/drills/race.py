@@ -30,7 +30,7 @@ from tarn.storage.duck import select_from
 from tarn.storage.lake import Lake
 from tarn.storage.policy import Policy
 from tarn.storage.releases import Pin, pinned
-from tarn.storage.upkeep import maintain
+from tarn.storage.upkeep.maintain import maintain
 from tarn.storage.writer import write
 from tests.drills.telling import Drill
 

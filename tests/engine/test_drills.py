@@ -11,7 +11,7 @@ from deltalake import DeltaTable
 from tarn.storage import catalog, releases
 from tarn.storage.lake import Lake
 from tarn.storage.releases import Pin
-from tarn.storage.upkeep import maintain
+from tarn.storage.upkeep.maintain import maintain
 from tarn.storage.writer import write
 from tests.drills.telling import Drill
 

@@ -21,7 +21,7 @@ from tarn.storage import releases
 from tarn.storage.lake import Lake
 from tarn.storage.policy import Policy
 from tarn.storage.releases import Pin
-from tarn.storage.upkeep import maintain
+from tarn.storage.upkeep.maintain import maintain
 from tarn.storage.writer import write
 
 AT_LEAST = 3

@@ -21,13 +21,14 @@ from deltalake import DeltaTable
 from tarn import cli
 from tarn.errors import TarnError
 from tarn.settings import settings
-from tarn.storage import catalog, redis_copy, releases, rewrite
+from tarn.storage import catalog, redis_copy, releases
 from tarn.storage.datafiles import DataFile, data_files
 from tarn.storage.lake import Lake
 from tarn.storage.policy import Policy
 from tarn.storage.releases import Pin
-from tarn.storage.report import Advice, TableReport, apply, report
-from tarn.storage.upkeep import maintain
+from tarn.storage.upkeep import rewrite
+from tarn.storage.upkeep.maintain import maintain
+from tarn.storage.upkeep.report import Advice, TableReport, apply, report
 from tarn.storage.writer import write
 
 DAY = timedelta(days=1)
@@ -235,11 +236,11 @@ def test_partitioning_starts_again_when_somebody_writes_meanwhile(
     real = data_files
 
     def overtaken(table: DeltaTable) -> list[DataFile]:
-        monkeypatch.setattr("tarn.storage.rewrite.data_files", real)
+        monkeypatch.setattr("tarn.storage.upkeep.rewrite.data_files", real)
         write(lake, "marts.sales", tills(2), mode="append")
         return real(table)
 
-    monkeypatch.setattr("tarn.storage.rewrite.data_files", overtaken)
+    monkeypatch.setattr("tarn.storage.upkeep.rewrite.data_files", overtaken)
     outcome = rewrite.repartition(lake, "marts.sales", ["month"], lake.policy.of("").layout)
     assert outcome.files_before == outcome.files_after == 3
     assert one(lake, "marts.sales").rows == 6000
@@ -266,7 +267,7 @@ def test_applied_advice_is_released_to_readers(lake: Lake) -> None:
 def test_what_the_policy_does_not_say_is_proposed_and_not_done(
     lake: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tarn.storage.report._WORTH_COOLING", 1000)
+    monkeypatch.setattr("tarn.storage.upkeep.report._WORTH_COOLING", 1000)
     write(lake, "raw.tills", tills(0), mode="append")
     [file] = Path(lake.uri("raw.tills")).glob("*.parquet")
     status = file.stat()

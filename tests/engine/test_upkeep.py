@@ -22,14 +22,16 @@ import pytest
 from deltalake import DeltaTable
 
 from tarn.errors import TarnError
-from tarn.storage import catalog, releases, rewrite, tiers, upkeep, vacuum
+from tarn.storage import catalog, releases
 from tarn.storage.datafiles import DataFile, Reader, data_files
 from tarn.storage.duck import prepare
 from tarn.storage.lake import Lake
 from tarn.storage.policy import Layout, Policy, Releases
 from tarn.storage.releases import Pin, Release
-from tarn.storage.tiers import period_end, worth_compacting
-from tarn.storage.upkeep import expired, maintain
+from tarn.storage.upkeep import maintain as upkeep
+from tarn.storage.upkeep import rewrite, tiers, vacuum
+from tarn.storage.upkeep.maintain import expired, maintain
+from tarn.storage.upkeep.tiers import period_end, worth_compacting
 from tarn.storage.writer import write
 
 DAY = timedelta(days=1)
@@ -385,7 +387,7 @@ def test_kill_nine_at_random_moments(lake: Lake) -> None:
     code = (
         "import sys; from datetime import UTC, datetime, timedelta\n"
         "from tarn.storage.lake import Lake; from tarn.storage.policy import Policy\n"
-        "from tarn.storage.upkeep import maintain\n"
+        "from tarn.storage.upkeep.maintain import maintain\n"
         f"lake = Lake({lake.root!r}, policy=Policy.model_validate({POLICY!r}))\n"
         "print('ready', flush=True); sys.stdin.readline()\n"
         "maintain(lake, now=datetime.now(UTC) + timedelta(days=2))"
@@ -555,7 +557,8 @@ def test_tables_larger_than_memory_need_little_of_it(tmp_path: Path) -> None:
     Path(lake.root).mkdir()
     code = (
         "import os, resource, pyarrow as pa; from tarn.storage.lake import Lake\n"
-        "from tarn.storage.policy import Policy; from tarn.storage.upkeep import maintain\n"
+        "from tarn.storage.policy import Policy\n"
+        "from tarn.storage.upkeep.maintain import maintain\n"
         "p = Policy.model_validate({'defaults': {'cluster_by': ['key']}})\n"
         f"done = maintain(Lake({lake.root!r}, policy=p))\n"
         "assert done.tables[0].done['compact'].files_after, done\n"

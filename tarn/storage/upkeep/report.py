@@ -12,14 +12,15 @@ from typing import Any, Literal
 from deltalake import DeltaTable
 
 from tarn.errors import TarnError
-from tarn.storage import catalog, releases, vacuum
+from tarn.storage import catalog, releases
 from tarn.storage.datafiles import DataFile, Reader, Rows, data_files, why_untouchable
 from tarn.storage.lake import Lake
 from tarn.storage.policy import TablePolicy, Tier
-from tarn.storage.rewrite import UPKEEP, Group, Outcome, measure, repartition, rewrite
-from tarn.storage.tiers import Kind, Work, is_cold, work
-from tarn.storage.upkeep import FAILURES, pinned_versions, publish_rewritten
-from tarn.storage.vacuum import Garbage
+from tarn.storage.upkeep import vacuum
+from tarn.storage.upkeep.maintain import FAILURES, pinned_versions, publish_rewritten
+from tarn.storage.upkeep.rewrite import UPKEEP, Group, Outcome, measure, repartition, rewrite
+from tarn.storage.upkeep.tiers import Kind, Work, is_cold, work
+from tarn.storage.upkeep.vacuum import Garbage
 from tarn.strict_yaml import nearest
 
 READS = "tarn.reads"

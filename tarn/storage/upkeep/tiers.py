@@ -16,7 +16,7 @@ from deltalake import DeltaTable
 from tarn.errors import TarnError
 from tarn.storage.datafiles import DataFile, Reader, data_files
 from tarn.storage.policy import Layout, TablePolicy
-from tarn.storage.rewrite import Group
+from tarn.storage.upkeep.rewrite import Group
 
 Kind = Literal["compact", "cool", "recompress"]
 _NAMED = re.compile(r"\.(?:zstd|snappy|gzip|brotli|lz4_raw|uncompressed)_\d+_\d+\.parquet$")

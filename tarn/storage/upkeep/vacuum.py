@@ -25,7 +25,7 @@ from tarn.errors import TarnError
 from tarn.storage import catalog
 from tarn.storage.datafiles import data_files
 from tarn.storage.lake import OWN_SCHEMA, Lake
-from tarn.storage.rewrite import FOLDER as DRAFTS
+from tarn.storage.upkeep.rewrite import FOLDER as DRAFTS
 
 _COMMIT = re.compile(r"(\d{20})\.json")
 _CHECKPOINT = re.compile(r"(\d{20})\.checkpoint\.parquet")

@@ -20,15 +20,16 @@ from deltalake.exceptions import DeltaError
 from obstore.exceptions import BaseError
 
 from tarn.errors import TarnError
-from tarn.storage import catalog, redis_copy, releases, vacuum
+from tarn.storage import catalog, redis_copy, releases
 from tarn.storage.datafiles import Reader, why_untouchable
 from tarn.storage.disk import disk_failure
 from tarn.storage.lake import OWN_SCHEMA, Lake
 from tarn.storage.policy import Releases
 from tarn.storage.releases import Pin, Release
-from tarn.storage.rewrite import UPKEEP, Outcome, rewrite
-from tarn.storage.tiers import Kind, work
-from tarn.storage.vacuum import Garbage
+from tarn.storage.upkeep import vacuum
+from tarn.storage.upkeep.rewrite import UPKEEP, Outcome, rewrite
+from tarn.storage.upkeep.tiers import Kind, work
+from tarn.storage.upkeep.vacuum import Garbage
 
 log = logging.getLogger(__name__)
 
