@@ -13,6 +13,7 @@ from urllib.request import Request, urlopen
 from uuid import uuid4
 
 import pytest
+from filelock import FileLock
 
 from tarn.storage.lake import Lake
 from tarn.storage.s3 import S3
@@ -100,12 +101,19 @@ def project_env() -> Mapping[str, str]:
 @pytest.fixture(scope="session")
 def built_project(tmp_path_factory: pytest.TempPathFactory, project_env: Mapping[str, str]) -> Path:
     """A copy of the project after `make build`. Read it; do not change it."""
-    project = tmp_path_factory.mktemp("built") / "project"
-    copy_project(project)
-    # With the environment that runs the tests instead of one more.
-    done = run(project, project_env, "make", "build", "-o", ".venv/runtime", f"BIN={BIN}")
-    (project / "run.log").write_text(done.stdout + done.stderr)
-    assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]
+    base = tmp_path_factory.getbasetemp()
+    # Processes that share the work of one run share the project.
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "built"
+    project, log = folder / "project", folder / "run.log"
+    with FileLock(f"{folder}.lock"):
+        if not log.exists():
+            copy_project(project)
+            # With the environment that runs the tests instead of one more.
+            done = run(project, project_env, "make", "build", "-o", ".venv/runtime", f"BIN={BIN}")
+            (project / "run.log").write_text(done.stdout + done.stderr)
+            log.write_text(f"{done.returncode}\n{done.stdout}{done.stderr}")
+    said = log.read_text()
+    assert said.startswith("0\n"), said[-5000:]
     return project
 
 
