@@ -41,7 +41,9 @@ def publish(lake: Lake, run: Mapping[str, Any], build: Build) -> str:
     red = [result for result in run["results"] if str(result.status) not in GREEN]
     if red:
         return f"No release: {len(red)} of {len(run['results'])} nodes failed or were skipped."
-    made_by = {"dbt_invocation": run["invocation"], "git_revision": settings().git_revision}
+    made_by = {"dbt_invocation": run["invocation"]}
+    if revision := settings().git_revision:
+        made_by["git_revision"] = revision
     if build.rebuilt:
         made_by["rebuilt_from_release"] = str(build.rebuilt.number)
     upon = _upon(lake, build.before)

@@ -472,7 +472,7 @@ class TestSnapshotDbtValidToCurrent(BaseSnapshotDbtValidToCurrent):
     def in_order(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def ordered(adapter: Any, sql: str, fetch: str) -> Any:
             # First the versions that the first run made, in their seed's order.
-            by = " order by test_updated_at > '2016-08-20 16:44:49' and id > 9, id"
-            return run_sql_with_adapter(adapter, sql + by, fetch)
+            by = "row_number() over (partition by id order by test_updated_at), id"
+            return run_sql_with_adapter(adapter, f"{sql} order by {by}", fetch)
 
         monkeypatch.setattr(test_various_configs, "run_sql_with_adapter", ordered)
