@@ -53,8 +53,8 @@ def main() -> None:
     results = folder / "target" / "run_results.json"
 
     def by_dbt_seconds() -> float:
-        (result,) = json.loads(results.read_text())["results"]
-        return float(result["execution_time"])
+        ran = json.loads(results.read_text())["results"]
+        return sum(r["execution_time"] for r in ran if r["unique_id"].endswith(MODEL))
 
     def by_hand_seconds() -> float:
         return float(json.loads(OUTPUT.with_suffix(".json").read_text()))
@@ -67,7 +67,7 @@ def main() -> None:
         Contender("write_deltalake by hand", hand, before=clean, inner=by_hand_seconds),
         Contender("dbt, the model", dbt, folder, inner=by_dbt_seconds),
     ]
-    compare(title, contenders)
+    compare(title, contenders, rounds=3)
     whole = [
         Contender("write_deltalake by hand", hand, before=clean),
         Contender("dbt run", dbt, folder),

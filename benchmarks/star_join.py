@@ -16,7 +16,7 @@ ROUNDS = 9
 TABLES = ("fct_sales", "fct_promotions", "dim_product", "dim_store", "dim_date", "dim_household")
 QUERIES = {
     "sales by department and month": """
-        select p.department, d.month_number, sum(s.sales_amount)
+        select p.department, d.month, sum(s.sales_amount)
         from marts.fct_sales as s
         join marts.dim_product as p using (product_key)
         join marts.dim_date as d on s.sold_date = d.date_day
