@@ -3,17 +3,7 @@
 with
 
 lines as (
-    select
-        basket_id,
-        count(*) as line_count,
-        sum(sales_amount) as sales_amount,
-        sum(
-            retail_discount_amount
-            + coupon_discount_amount
-            + coupon_match_discount_amount
-        ) as discount_amount
-    from {{ ref('fct_sales') }}
-    group by basket_id
+    {{ line_totals(ref('fct_sales'), ['basket_id']) }}
 )
 
 select

@@ -3,33 +3,11 @@
 with
 
 from_tills as (
-    select
-        basket_id,
-        count(*) as line_count,
-        sum(quantity) as quantity,
-        sum(sales_amount) as sales_amount,
-        sum(
-            retail_discount_amount
-            + coupon_discount_amount
-            + coupon_match_discount_amount
-        ) as discount_amount
-    from {{ ref('stg_pos__basket_items') }}
-    group by basket_id
+    {{ line_totals(ref('stg_pos__basket_items'), ['basket_id']) }}
 ),
 
 from_marts as (
-    select
-        basket_id,
-        count(*) as line_count,
-        sum(quantity) as quantity,
-        sum(sales_amount) as sales_amount,
-        sum(
-            retail_discount_amount
-            + coupon_discount_amount
-            + coupon_match_discount_amount
-        ) as discount_amount
-    from {{ ref('fct_sales') }}
-    group by basket_id
+    {{ line_totals(ref('fct_sales'), ['basket_id']) }}
 )
 
 select

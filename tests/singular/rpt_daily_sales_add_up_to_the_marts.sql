@@ -3,33 +3,11 @@
 with
 
 from_marts as (
-    select
-        sold_date,
-        store_key,
-        sum(quantity) as quantity,
-        sum(sales_amount) as sales_amount,
-        sum(
-            retail_discount_amount
-            + coupon_discount_amount
-            + coupon_match_discount_amount
-        ) as discount_amount
-    from {{ ref('fct_sales') }}
-    group by sold_date, store_key
+    {{ line_totals(ref('fct_sales'), ['sold_date', 'store_key']) }}
 ),
 
 from_report as (
-    select
-        sold_date,
-        store_key,
-        sum(quantity) as quantity,
-        sum(sales_amount) as sales_amount,
-        sum(
-            retail_discount_amount
-            + coupon_discount_amount
-            + coupon_match_discount_amount
-        ) as discount_amount
-    from {{ ref('rpt_daily_sales') }}
-    group by sold_date, store_key
+    {{ line_totals(ref('rpt_daily_sales'), ['sold_date', 'store_key']) }}
 )
 
 select
