@@ -110,7 +110,6 @@ def built_project(tmp_path_factory: pytest.TempPathFactory, project_env: Mapping
             copy_project(project)
             # With the environment that runs the tests instead of one more.
             done = run(project, project_env, "make", "build", "-o", ".venv/runtime", f"BIN={BIN}")
-            (project / "run.log").write_text(done.stdout + done.stderr)
             log.write_text(f"{done.returncode}\n{done.stdout}{done.stderr}")
     said = log.read_text()
     assert said.startswith("0\n"), said[-5000:]
