@@ -7,6 +7,7 @@ The only module that reads the environment. Secrets come from the environment or
 import os
 import re
 import subprocess
+import sys
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
@@ -70,6 +71,11 @@ def settings() -> Settings:
         lake = str((project / lake).resolve())
     work = (project / variables.get("TARN_WORK", ".tarn")).resolve()
     return Settings(project, lake.rstrip("/"), work, variables)
+
+
+def program(name: str) -> str:
+    """The path of a program that was installed with Tarn."""
+    return str(Path(sys.executable).with_name(name))
 
 
 def find_project(start: Path) -> Path:

@@ -16,7 +16,7 @@ from tarn.cli.console import CONSOLE, lake, say
 from tarn.cli.releases import find, release, tables
 from tarn.cli.storage import maintain, storage
 from tarn.errors import TarnError
-from tarn.settings import settings
+from tarn.settings import program, settings
 from tarn.storage import catalog
 from tarn.storage.disk import disk_failure
 from tarn.storage.duck import client
@@ -55,7 +55,7 @@ def build(arguments: Sequence[str], from_release: int | None) -> None:
     """Run dbt build; a green one publishes a release."""
     if from_release is not None:
         return _rebuild(from_release, arguments)
-    command = [_beside("dbt"), "build", *arguments]
+    command = [program("dbt"), "build", *arguments]
     sys.exit(subprocess.run(command, cwd=settings().project_dir).returncode)
 
 
@@ -88,15 +88,15 @@ def run() -> None:
 def query(sql: str | None, layout: str) -> NoReturn:
     """Run SQL on the current release, or open a prompt on it."""
     here = lake()
-    program = _beside("duckdb")
+    duckdb = program("duckdb")
     statements, keys = client(here)
     # Making a secret answers `true`, which is no part of the query's result.
     prepared = (f".output {os.devnull}", "; ".join(statements), ".output")
-    command = [program, "-readonly", "-bail", f"-{layout}"]
+    command = [duckdb, "-readonly", "-bail", f"-{layout}"]
     command += [argument for text in prepared for argument in ("-cmd", text)]
     command += [str(catalog.ensure(here)), *(["-c", sql] if sql else [])]
     sys.stdout.flush()
-    os.execve(program, command, {**settings().variables, **keys})
+    os.execve(duckdb, command, {**settings().variables, **keys})
 
 
 for verb in (maintain, release, storage, tables):
@@ -145,8 +145,8 @@ def _summary(loads: "Sequence[LoadResult]", site: "Site", seconds: float) -> Non
     current = find(None)
     rows = sum(load.rows.accepted for load in loads)
     held = sum(pin.rows for pin in current.tables.values())
-    ours = Path(shutil.which("tarn") or "").parent == Path(_beside("tarn")).parent
-    shell = "" if ours else f"{_shown(Path(_beside('tarn')).parent)}/"
+    ours = Path(shutil.which("tarn") or "").parent == Path(program("tarn")).parent
+    shell = "" if ours else f"{_shown(Path(program('tarn')).parent)}/"
     say(
         f"""
 Done in {seconds:.0f} s.
@@ -166,8 +166,3 @@ Next:
 def _shown(path: Path | str) -> str:
     """A path as seen from the current folder."""
     return str(path) if "://" in str(path) else os.path.relpath(path)
-
-
-def _beside(program: str) -> str:
-    """A program that was installed with Tarn."""
-    return str(Path(sys.executable).with_name(program))

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,19 +9,18 @@ from typing import Any
 
 from rich.console import Console
 
-from tarn.settings import FROM_RELEASE, settings
+from tarn.settings import FROM_RELEASE, program, settings
 from tarn.storage import releases
 from tarn.storage.contents import content_hash
 from tarn.storage.lake import Lake
 
-_DBT = str(Path(sys.executable).with_name("dbt"))
 QUIET_SECONDS = 10
 """Between two lines of progress where there is no terminal to redraw."""
 
 
 def build(project: Path, console: Console) -> bool:
     """Run `dbt build` in a project, and say whether it is green."""
-    command = [_DBT, "--log-format", "json", "--no-use-colors", "build"]
+    command = [program("dbt"), "--log-format", "json", "--no-use-colors", "build"]
     with subprocess.Popen(command, cwd=project, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         with console.status("dbt build") as status:
@@ -39,7 +37,14 @@ def rebuild(project: Path, number: int, arguments: Sequence[str]) -> list[str] |
     """
     lake = Lake.open(settings())
     then = releases.read(lake, number)
-    command = [_DBT, "build", "--full-refresh", "--exclude-resource-type", "snapshot", *arguments]
+    command = [
+        program("dbt"),
+        "build",
+        "--full-refresh",
+        "--exclude-resource-type",
+        "snapshot",
+        *arguments,
+    ]
     environment = {**settings().variables, FROM_RELEASE: str(number)}
     if subprocess.run(command, cwd=project, env=environment).returncode:
         return None

@@ -14,7 +14,6 @@ from typing import Any
 
 import duckdb
 import pyarrow as pa
-import pyarrow.compute as pc
 from dbt.adapters.duckdb.credentials import DuckDBCredentials
 from dbt.adapters.duckdb.plugins import BasePlugin
 from dbt.adapters.duckdb.utils import TargetConfig
@@ -28,7 +27,7 @@ from tarn.dbt.publication import Build, publish
 from tarn.errors import TarnError
 from tarn.settings import FROM_RELEASE, settings
 from tarn.storage import releases
-from tarn.storage.datafiles import unnoticed
+from tarn.storage.datafiles import data_files, unnoticed
 from tarn.storage.disk import disk_failure
 from tarn.storage.duck import (
     Renewal,
@@ -45,7 +44,7 @@ from tarn.storage.predicates import any_of
 from tarn.storage.releases import Release
 from tarn.storage.rows import row_count
 from tarn.storage.types import deltable, loses_nothing
-from tarn.storage.writer import ROW_GROUP_ROWS, Written, write
+from tarn.storage.writer import READS, ROW_GROUP_ROWS, UPKEEP, Written, write
 
 log = logging.getLogger(__name__)
 
@@ -160,7 +159,7 @@ class Plugin(BasePlugin):
         read = tables_read(request["graph"], request["properties"]["tarn.model"], self._pinned)
         reads = ",".join(f"{table}@{self._pinned[table]}" for table in sorted(read - {name}))
         release = self._rebuilt or self._before
-        told = {"tarn.reads": reads, "tarn.after_release": str(release.number if release else 0)}
+        told = {READS: reads, "tarn.after_release": str(release.number if release else 0)}
         shape = [request.get(key) for key in _SHAPE]
         if file := request.get("file"):
             told[MADE_OF] = digest([file, shape])
@@ -180,7 +179,7 @@ class Plugin(BasePlugin):
         if name not in self._pinned:
             return False
         history = self._table(name, self._pinned[name]).history(_UPKEEP_AT_MOST)
-        rows_from = next((commit for commit in history if "tarn.upkeep" not in commit), {})
+        rows_from = next((commit for commit in history if UPKEEP not in commit), {})
         return bool(rows_from.get(MADE_OF) == made_of)
 
     def _describe(self, name: str, request: dict[str, Any]) -> None:
@@ -234,10 +233,9 @@ class Plugin(BasePlugin):
 
 
 def _measures(table: DeltaTable) -> list[Any]:
-    files = pa.table(table.get_add_actions(flatten=True))
-    size = pc.sum(files["size_bytes"]).as_py() or 0
-    version = table.version()
-    return [table.metadata().description, version, row_count(table), size, files.num_rows]
+    files = data_files(table)
+    size, version = sum(file.size for file in files), table.version()
+    return [table.metadata().description, version, row_count(table), size, len(files)]
 
 
 _WRITE_OPTIONS = (

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 from tarn.dbt.graph import sources_of
@@ -62,7 +63,8 @@ def _upon(lake: Lake, before: Release | None) -> Release | None:
     """The release to publish upon: the one before the build, or what upkeep made of it since."""
     if before is None:
         return None
-    since = [one for one in releases.releases(lake) if one.number > before.number]
+    newest_first = releases.releases(lake)
+    since = list(takewhile(lambda one: one.number > before.number, newest_first))
     return since[0] if since and all("upkeep" in one.made_by for one in since) else before
 
 

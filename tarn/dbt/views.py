@@ -44,7 +44,7 @@ def restore(connection: duckdb.DuckDBPyConnection, lake: Lake) -> dict[str, str]
 
 
 def _remembered(lake: Lake) -> list[tuple[str, str]]:
-    paths = [entry["path"] for chunk in lake.objects.list(FOLDER) for entry in chunk]
+    paths = [entry["path"] for entry in lake.files(FOLDER)]
     return [(_name(path), bytes(lake.objects.get(path).bytes()).decode()) for path in paths]
 
 

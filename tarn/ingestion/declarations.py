@@ -5,7 +5,7 @@ for variables in any text, and are looked up when the system is loaded.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
@@ -13,8 +13,6 @@ from typing import Annotated, Any, Literal, TypeAlias
 from croniter import croniter  # type: ignore[import-untyped]
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    ConfigDict,
     Field,
     TypeAdapter,
     WithJsonSchema,
@@ -25,7 +23,7 @@ from pydantic import (
 from tarn.errors import TarnError
 from tarn.ingestion.types import TYPE_PATTERN, named
 from tarn.settings import Settings
-from tarn.strict_yaml import YamlFile, nearest, parse, read
+from tarn.strict_yaml import Spec, YamlFile, nearest, parse, read
 
 FOLDER = "ingestion"
 SCHEMA_FILE = "schema.json"
@@ -42,14 +40,6 @@ def _type_name(name: str) -> str:
 ColumnType: TypeAlias = Annotated[
     str, AfterValidator(_type_name), WithJsonSchema({"type": "string", "pattern": TYPE_PATTERN})
 ]
-
-
-class Spec(BaseModel):
-    """Base of all declarations: unknown keys are mistakes, values never change."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, serialize_by_alias=True
-    )
 
 
 class Owner(Spec):
@@ -83,7 +73,7 @@ class Table(Spec):
     the source holds now in place of everything."""
     partition_by: tuple[str, ...] = ()
     """Columns by whose values the table's files are kept apart."""
-    columns: dict[str, ColumnType] = {}
+    columns: Mapping[str, ColumnType] = {}
     """Types of columns, for sources that deliver text. A row with another value goes to
     quarantine."""
     contract: Contract = Contract()
@@ -196,7 +186,7 @@ Paginator: TypeAlias = Annotated[
 
 class RestConnection(Spec):
     base_url: str
-    headers: dict[str, str] = {}
+    headers: Mapping[str, str] = {}
     """Sent with each request."""
     auth: Auth | None = None
     paginator: Paginator | None = None
@@ -210,7 +200,7 @@ class Incremental(Spec):
 
 class Endpoint(Spec):
     path: str
-    params: dict[str, str | int | float | bool] = {}
+    params: Mapping[str, str | int | float | bool] = {}
     """Sent with each request. Another table's field can be used: {resources.<table>.<field>}."""
     data_selector: str | None = None
     """JSONPath to the list of rows in the answer; found out if not given."""

@@ -88,7 +88,7 @@ class Quarantine:
 def take_in_left(desk: Desk, system: str, transaction: tuple[str, int]) -> None:
     """What loads that were killed have held. A draft's load has written nothing else either."""
     folder = _waiting(f"raw_{system}.")
-    for file in [item["path"] for page in desk.lake.objects.list(folder) for item in page]:
+    for file in [entry["path"] for entry in desk.lake.files(folder)]:
         table = file.rpartition("/")[2].partition(".")[0]
         if file.endswith(_DRAFT):
             obstore.delete(desk.lake.objects, file)

@@ -21,18 +21,12 @@ from pydantic import (
 
 from tarn.errors import TarnError
 from tarn.serving.formats import check_format
-from tarn.strict_yaml import Location, YamlFile, nearest, read
+from tarn.strict_yaml import Location, Spec, YamlFile, nearest, read
 
 _OtherKind = Literal["api", "alert", "features", "training_set", "sync"]
 KINDS = ("dashboard", *get_args(_OtherKind), "docs")
 Format = Annotated[str, AfterValidator(check_format)]
 Width = Annotated[int, Field(ge=1, le=12)]
-
-
-class Spec(BaseModel):
-    """A piece of YAML: unknown keys are refused and nothing changes after it is read."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Compare(Spec):
@@ -53,7 +47,7 @@ class _Tile(Spec):
     sql: str | None = None
     metric: str | None = None
     group_by: tuple[str, ...] = ()
-    where: dict[str, str | int | bool | tuple[str | int, ...]] = {}
+    where: Mapping[str, str | int | bool | tuple[str | int, ...]] = {}
     """Dimensions of the metric and the value, or one of the values, that each must have."""
     note: str | None = None
 
@@ -100,7 +94,7 @@ class Table(_Tile):
     """All rows as they come; column aliases are the headings."""
 
     kind: Literal["table"]
-    format: dict[str, Format] = {}
+    format: Mapping[str, Format] = {}
     """By column."""
 
 

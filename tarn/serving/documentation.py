@@ -9,7 +9,7 @@ from logging.handlers import BufferingHandler
 from pathlib import Path
 
 from tarn.errors import TarnError
-from tarn.settings import Settings
+from tarn.settings import Settings, program
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ def generate_dbt_docs(project: Settings) -> Path:
     Takes seconds: a process of its own keeps dbt's global state out of this one. The page shows
     a test's declaration, so a third of the time is saved by not compiling tests.
     """
-    command = [str(Path(sys.executable).with_name("dbt")), "docs", "generate", "--static"]
+    command = [program("dbt"), "docs", "generate", "--static"]
     command += ["--exclude", "resource_type:test", "resource_type:unit_test"]
     environment = {**project.variables, "DO_NOT_TRACK": "1"}
     done = subprocess.run(

@@ -30,7 +30,7 @@ from tarn.storage.duck import (
     show,
 )
 from tarn.storage.lake import Lake
-from tarn.storage.releases import Release, current
+from tarn.storage.releases import Release, current, pinned
 from tarn.storage.soundness import refusal
 from tarn.strict_yaml import nearest
 
@@ -55,9 +55,7 @@ def build(lake: Lake, release: Release) -> Path:
             prepare(connection, lake)
             for name, pin in release.tables.items():
                 try:
-                    table = lake.table(name, pin.version)
-                    if table is None:
-                        raise TarnError("the table is gone from the lake", name)
+                    table = pinned(lake, name, pin)
                 except TarnError as failure:
                     _add_failure(connection, name, failure)
                 else:

@@ -2,11 +2,12 @@
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import obstore
 from deltalake import DeltaTable
@@ -19,6 +20,9 @@ from tarn.settings import Settings
 from tarn.storage import soundness
 from tarn.storage.policy import Policy
 from tarn.storage.s3 import S3, unreachable
+
+if TYPE_CHECKING:
+    from obstore import ObjectMeta
 
 OWN_SCHEMA = "_tarn"
 """Folder of the lake that holds releases and view definitions instead of tables."""
@@ -39,10 +43,10 @@ class Lake:
     """How S3 is reached; None for a local lake."""
     policy: Policy = field(default_factory=Policy, repr=False)
     """How its tables are kept."""
-    stamp: Mapping[str, str] = field(default_factory=dict, repr=False)
-    """What each commit tells of its maker, such as the project's git revision."""
     work_dir: Path = Path(".tarn")
     """On this machine's disk, for what a distant lake cannot hold and can be made again."""
+    project: Settings | None = field(default=None, repr=False)
+    """The project that writes to it, which commits tell the git revision of."""
 
     @classmethod
     def open(cls, settings: Settings) -> "Lake":
@@ -52,7 +56,6 @@ class Lake:
         """
         root = settings.lake
         policy = Policy.read(settings.project_dir)
-        stamp = {"tarn.git_revision": settings.git_revision} if settings.git_revision else {}
         if "://" not in root:
             if strange := _MISREAD.search(root):
                 raise TarnError(
@@ -61,7 +64,7 @@ class Lake:
                     "name the folder without it",
                 )
             Path(root).mkdir(parents=True, exist_ok=True)
-            return cls(root, None, policy, stamp, settings.work_dir)
+            return cls(root, None, policy, settings.work_dir, settings)
         if not re.fullmatch(r"s3://[^/]+(/[^/]+)*", root) or ".." in root.split("/"):
             raise TarnError(
                 "a lake is a folder of this machine or s3://bucket/folder", root, "mend TARN_LAKE"
@@ -69,10 +72,16 @@ class Lake:
         given = {k: v for k, v in settings.variables.items() if k.startswith(_S3_VARIABLES)}
         service = S3(given)
         service.keys()
-        lake = cls(root, service, policy, stamp, settings.work_dir)
+        lake = cls(root, service, policy, settings.work_dir, settings)
         with lake.told():
             obstore.list_with_delimiter(lake.objects, OWN_SCHEMA)
         return lake
+
+    @property
+    def stamp(self) -> dict[str, str]:
+        """What each commit tells of its maker. Asks git, so only a write should ask for it."""
+        revision = self.project.git_revision if self.project else ""
+        return {"tarn.git_revision": revision} if revision else {}
 
     @property
     def is_local(self) -> bool:
@@ -139,13 +148,21 @@ class Lake:
 
     def names(self) -> list[str]:
         """`schema.table` of every table in the lake, sorted."""
-        return sorted(
+        return [name for name in self.folders() if self._has_log(name.replace(".", "/"))]
+
+    def folders(self) -> list[str]:
+        """`schema.table` of each folder where a table is, or was about to be; sorted."""
+        found = (
             f"{schema}.{table}"
             for schema in self._folders("")
             if schema != OWN_SCHEMA
             for table in self._folders(schema)
-            if _NAME.fullmatch(f"{schema}.{table}") and self._has_log(f"{schema}/{table}")
         )
+        return sorted(name for name in found if _NAME.fullmatch(name))
+
+    def files(self, folder: str) -> "Iterator[ObjectMeta]":
+        """All files below a folder of the lake, as obstore lists them; none if it is missing."""
+        return (entry for page in self.objects.list(folder) for entry in page)
 
     def _folders(self, prefix: str) -> list[str]:
         if self.is_local:
@@ -162,5 +179,5 @@ class Lake:
         if self.is_local:
             log = Path(self.root, path, "_delta_log")
             return log.is_dir() and any(soundness.is_log_file(name) for name in os.listdir(log))
-        entries = (e for page in self.objects.list(f"{path}/_delta_log") for e in page)
-        return any(soundness.is_log_file(entry["path"].rpartition("/")[2]) for entry in entries)
+        paths = (entry["path"] for entry in self.files(f"{path}/_delta_log"))
+        return any(soundness.is_log_file(path.rpartition("/")[2]) for path in paths)

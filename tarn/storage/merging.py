@@ -68,7 +68,7 @@ class Merge:
         if not changes.num_rows:
             return self._append(new)
         changed = self.source.take(changes[_ROW])
-        rows = pa.concat_tables([changed, self._kept(new)])
+        rows = pa.concat_tables([changed, kept(new, self.deleted)])
         return self._rewritten(found, rows, changed) or Plan(
             "merge", rows, same=self._same(changed, changes)
         )
@@ -92,14 +92,8 @@ class Merge:
             yield cast_to(batch, schema, self.table.table_uri)
 
     def _append(self, rows: pa.Table) -> Plan:
-        rows = self._kept(rows)
+        rows = kept(rows, self.deleted)
         return Plan("append" if rows.num_rows else "nothing", rows)
-
-    def _kept(self, rows: pa.Table) -> pa.Table:
-        """Those that are not there to delete one."""
-        if self.deleted is None:
-            return rows
-        return rows.filter(pc.invert(pc.fill_null(rows[self.deleted], False)))
 
     def _rewritten(self, found: pa.Table, rows: pa.Table, changed: pa.Table) -> Plan | None:
         """A plan that writes whole regions, where that is correct and cheaper than a merge."""
@@ -112,7 +106,7 @@ class Merge:
         if rows_there is None:
             return None
         if found.num_rows == rows_there and self.updates:
-            return Plan("replace", self._kept(self.source), region)
+            return Plan("replace", kept(self.source, self.deleted), region)
         if self._rows_in_touched_files(changed) >= REWRITE_FROM * rows_there:
             return Plan("rewrite", rows, region)
         return None
@@ -146,7 +140,7 @@ class Merge:
     def _rows_in_touched_files(self, rows: pa.Table) -> int:
         """How many rows the files have that may hold a key of `rows`, by what the log tells."""
         self._session.register("touching", rows.select(self.keys))
-        known = pa.table(self.table.get_add_actions(flatten=True)).column_names
+        known = self._files.column_names
         conditions = []
         for key in self.keys:
             name, least, greatest = (f'"{kind}{key}"' for kind in ("", "min.", "max."))
@@ -203,8 +197,13 @@ class Merge:
     @cached_property
     def _session(self) -> duckdb.DuckDBPyConnection:
         connection = session(self.lake)
-        connection.register("files", pa.table(self.table.get_add_actions(flatten=True)))
+        connection.register("files", self._files)
         return connection
+
+    @cached_property
+    def _files(self) -> pa.Table:
+        """What the log tells of each file."""
+        return pa.table(self.table.get_add_actions(flatten=True))
 
     @cached_property
     def _target(self) -> str:
@@ -218,6 +217,11 @@ class Merge:
     @cached_property
     def _partitions(self) -> list[str]:
         return list(self.table.metadata().partition_columns)
+
+
+def kept(rows: pa.Table, deleted: str | None) -> pa.Table:
+    """Those that `deleted`, a boolean column, does not mark as there to delete one."""
+    return rows if deleted is None else rows.filter(pc.invert(pc.fill_null(rows[deleted], False)))
 
 
 def in_time(work: Callable[[], object], seconds: float) -> bool:

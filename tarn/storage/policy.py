@@ -15,16 +15,14 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from deltalake import WriterProperties
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     PlainSerializer,
     WithJsonSchema,
     model_validator,
 )
 
-from tarn.strict_yaml import parse, read
+from tarn.strict_yaml import Spec, parse, read
 
 FILE = "storage.yml"
 SCHEMA_FILE = "tarn/storage/schema.json"
@@ -57,12 +55,6 @@ Span: TypeAlias = Annotated[
     WithJsonSchema({"type": "string", "pattern": _SPAN}),
 ]
 """`30 days`, `12 hours`, `6 months` (of 30 days)."""
-
-
-class Spec(BaseModel):
-    """Base of all declarations: unknown keys are mistakes, values never change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class Layout(Spec):

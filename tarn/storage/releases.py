@@ -62,8 +62,7 @@ def pinned(lake: Lake, name: str, pin: Pin) -> DeltaTable:
 
 def numbers(lake: Lake) -> list[int]:
     """Numbers of the releases kept, oldest first."""
-    entries = (entry for chunk in lake.objects.list(FOLDER) for entry in chunk)
-    names = (entry["path"].rpartition("/")[2] for entry in entries)
+    names = (entry["path"].rpartition("/")[2] for entry in lake.files(FOLDER))
     return sorted(int(name.removesuffix(".json")) for name in names if name[:-5].isdigit())
 
 

@@ -6,11 +6,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 from deltalake import DeltaTable
 
 from tarn.errors import TarnError
 from tarn.storage import releases
+from tarn.storage.datafiles import data_files
 from tarn.storage.lake import Lake
 from tarn.storage.rows import row_count
 from tarn.strict_yaml import nearest
@@ -66,7 +66,7 @@ def describe(lake: Lake, name: str, version: int | None = None, commits: int = 2
     table = lake.table(name, version)
     if table is None:
         raise TarnError(f"no such table{nearest(name, lake.names())}", lake.uri(name))
-    files = pa.table(table.get_add_actions(flatten=True))
+    files = data_files(table)
     return Description(
         name=name,
         version=table.version(),
@@ -74,8 +74,8 @@ def describe(lake: Lake, name: str, version: int | None = None, commits: int = 2
         columns=[_column(field) for field in pa.schema(table.schema().to_arrow())],
         partition_by=table.metadata().partition_columns,
         rows=row_count(table),
-        bytes=pc.sum(files["size_bytes"]).as_py() or 0,
-        files=files.num_rows,
+        bytes=sum(file.size for file in files),
+        files=len(files),
         history=_history(lake, name, table, commits),
     )
 

@@ -9,12 +9,12 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from typing import Any, Literal, TypeAlias
 from uuid import uuid4
 
 import pyarrow as pa
-import pyarrow.compute as pc
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError
 from deltalake.table import TableMerger
@@ -22,7 +22,7 @@ from deltalake.table import TableMerger
 from tarn.errors import TarnError
 from tarn.storage.disk import disk_failure
 from tarn.storage.lake import Lake
-from tarn.storage.merging import MERGE_SECONDS, Merge, Plan, in_time
+from tarn.storage.merging import MERGE_SECONDS, Merge, Plan, in_time, kept
 from tarn.storage.policy import Layout
 from tarn.storage.predicates import column
 from tarn.storage.types import cast_to, deltable, fit
@@ -47,6 +47,10 @@ _LONGEST_PAUSE = 2.0
 """Seconds."""
 _ENCODED = [pa.dictionary(index, pa.string()) for index in (pa.int8(), pa.int16(), pa.int32())]
 WRITE_ID = "tarn.write_id"
+UPKEEP = "tarn.upkeep"
+"""Key in a commit's metadata: which kind of upkeep made it."""
+READS = "tarn.reads"
+"""Key in a commit's metadata: the versions its maker read, as `schema.table@version,…`."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +146,7 @@ class _Change:
     transaction: tuple[str, int] | None
     deleted: str | None
 
-    @property
+    @cached_property
     def _layout(self) -> Layout:
         return self.lake.policy.of(self.name).layout
 
@@ -174,8 +178,8 @@ class _Change:
         mark = [field for field in schema if field.name == self.deleted]
         if table is not None and self.mode != "replace":
             existing = pa.schema(table.schema().to_arrow())
-            kept = pa.schema([field for field in schema if field not in mark])
-            schema = fit(kept, existing, self.name, evolve=self.evolve)
+            stored = pa.schema([field for field in schema if field not in mark])
+            schema = fit(stored, existing, self.name, evolve=self.evolve)
             schema = pa.schema([*schema, *mark])
         # A constant text column stays dictionary-encoded on its way: half the memory.
         kinds = {f.name: f.type for f in reader.schema if f.type in _ENCODED and not self.keys}
@@ -242,11 +246,11 @@ class _Change:
         elif not in_time(self._merger(table, plan).execute, MERGE_SECONDS):
             # Should it end after all, its commit is refused: the version will be taken.
             log.warning("%s: the merge hangs, so the table is written anew", self.name)
-            again = DeltaTable(
+            table = DeltaTable(
                 table.table_uri, table.version(), storage_options=dict(self.lake.options)
             )
-            self._carry_out(again, merge, merge.without_merging(plan))
-        return Written(self._version(None), stream.count)
+            self._carry_out(table, merge, merge.without_merging(plan))
+        return Written(self._version(table), stream.count)
 
     def _merger(self, table: DeltaTable, plan: Plan) -> TableMerger:
         merger = table.merge(
@@ -281,10 +285,7 @@ class _Change:
 
     def _unmarked(self, rows: pa.Table) -> pa.Table:
         """The rows to be kept, without the column that marks the others."""
-        if self.deleted is None:
-            return rows
-        kept = rows.filter(pc.invert(pc.fill_null(rows[self.deleted], False)))
-        return kept.drop_columns([self.deleted])
+        return kept(rows, self.deleted).drop_columns([self.deleted] if self.deleted else [])
 
     def _check_keys(self, source: pa.Table) -> None:
         """Delta merges insert null keys always and fail obscurely on repeated ones."""

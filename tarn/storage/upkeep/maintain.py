@@ -27,9 +27,10 @@ from tarn.storage.lake import OWN_SCHEMA, Lake
 from tarn.storage.policy import Releases
 from tarn.storage.releases import Pin, Release
 from tarn.storage.upkeep import vacuum
-from tarn.storage.upkeep.rewrite import UPKEEP, Outcome, rewrite
+from tarn.storage.upkeep.rewrite import Outcome, rewrite
 from tarn.storage.upkeep.tiers import Kind, work
 from tarn.storage.upkeep.vacuum import Garbage
+from tarn.storage.writer import UPKEEP
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +114,7 @@ def maintain(
     now is the moment that ages are counted from.
     """
     now = now or datetime.now(UTC)
-    everything = vacuum.folders(lake)
+    everything = lake.folders()
     if unknown := [name for name in names if name not in everything]:
         raise TarnError(
             f"no table {', '.join(unknown)} in the lake", lake.root, "see tarn release show"
@@ -202,19 +203,17 @@ def pinned_versions(lake: Lake) -> dict[str, set[int]]:
     for release in releases.releases(lake):
         for name, pin in release.tables.items():
             pinned.setdefault(name, set()).add(pin.version)
-    for chunk in lake.objects.list(EXPIRED):
-        for entry in chunk:
-            content = json.loads(bytes(lake.objects.get(entry["path"]).bytes()))
-            for name, each in content["tables"].items():
-                pinned.setdefault(name, set()).add(each["version"])
+    for entry in lake.files(EXPIRED):
+        content = json.loads(bytes(lake.objects.get(entry["path"]).bytes()))
+        for name, each in content["tables"].items():
+            pinned.setdefault(name, set()).add(each["version"])
     return pinned
 
 
 def _forget_expired(lake: Lake, before: datetime) -> None:
-    for chunk in lake.objects.list(EXPIRED):
-        for entry in chunk:
-            if entry["last_modified"] < before:
-                vacuum.delete(lake, entry["path"])
+    for entry in lake.files(EXPIRED):
+        if entry["last_modified"] < before:
+            vacuum.delete(lake, entry["path"])
 
 
 def _rewrite_table(

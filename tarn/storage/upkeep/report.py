@@ -16,15 +16,15 @@ from tarn.storage import catalog, releases
 from tarn.storage.datafiles import DataFile, Reader, Rows, data_files, why_untouchable
 from tarn.storage.lake import Lake
 from tarn.storage.policy import TablePolicy, Tier
+from tarn.storage.releases import Release
 from tarn.storage.upkeep import vacuum
 from tarn.storage.upkeep.maintain import FAILURES, pinned_versions, publish_rewritten
-from tarn.storage.upkeep.rewrite import UPKEEP, Group, Outcome, measure, repartition, rewrite
+from tarn.storage.upkeep.rewrite import Group, Outcome, measure, repartition, rewrite
 from tarn.storage.upkeep.tiers import Kind, Work, is_cold, work
 from tarn.storage.upkeep.vacuum import Garbage
+from tarn.storage.writer import READS, UPKEEP
 from tarn.strict_yaml import nearest
 
-READS = "tarn.reads"
-"""Key in a commit's metadata: the versions its maker read, as `schema.table@version, …`."""
 MONTH = timedelta(days=30)
 _HISTORY = 100
 """Commits that are searched for reads, writes and sizes."""
@@ -118,10 +118,11 @@ def report(lake: Lake, names: Sequence[str] = (), now: datetime | None = None) -
     history = {name: table.history(_HISTORY) for name, table in tables.items()}
     reads = _reads(history.values())
     pinned = pinned_versions(lake)
+    kept = list(releases.releases(lake))
     native = catalog.native_sizes(lake)
     reports, advice = [], []
     for name, table in tables.items():
-        subject = _Subject(lake, name, table, history[name], pinned.get(name, set()), now)
+        subject = _Subject(lake, name, table, history[name], pinned.get(name, set()), kept, now)
         one = subject.report(reads.get(name), native.get(name, 0))
         try:
             advice += subject.advice(one)
@@ -179,6 +180,7 @@ class _Subject:
     table: DeltaTable
     history: Sequence[Mapping[str, Any]]
     pinned: set[int]
+    releases: Sequence[Release]
     now: datetime
 
     @property
@@ -340,7 +342,7 @@ class _Subject:
         known = [(_time(e), int(e["version"])) for e in self.history]
         known += [
             (datetime.fromisoformat(release.made_at), pin.version)
-            for release in releases.releases(self.lake)
+            for release in self.releases
             if (pin := release.tables.get(self.name))
         ]
         old = sorted(each for each in known if self.now - each[0] >= timedelta(days=1))
@@ -385,7 +387,6 @@ def _stored(lake: Lake, name: str) -> int:
     folder = name.replace(".", "/")
     return sum(
         entry["size"]
-        for chunk in lake.objects.list(folder)
-        for entry in chunk
+        for entry in lake.files(folder)
         if entry["path"].endswith(".parquet") and "/_delta_log/" not in entry["path"]
     )

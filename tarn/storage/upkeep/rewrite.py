@@ -30,12 +30,11 @@ from tarn.storage.datafiles import DataFile, Reader, Rows, data_files
 from tarn.storage.duck import quoted
 from tarn.storage.lake import OWN_SCHEMA, Lake
 from tarn.storage.policy import Layout
+from tarn.storage.writer import UPKEEP
 
 log = logging.getLogger(__name__)
 
 FOLDER = f"{OWN_SCHEMA}/upkeep"
-UPKEEP = "tarn.upkeep"
-"""Key in a commit's metadata: which kind of upkeep made it."""
 ATTEMPTS = 6
 _COMMIT_BYTES = 1024**3
 """Work in one commit: what a crash can cost."""
@@ -169,8 +168,8 @@ def _write(lake: Lake, name: str, table: DeltaTable, group: Group) -> _Rewritten
     if len(counts) == len(group.files) and written != sum(counts):
         raise TarnError(f"{written} rows were written where {sum(counts)} were read", name)
     added = tuple(_adopt(lake, draft, name.replace(".", "/"), each, group.layout) for each in made)
-    for key in _keys(lake, draft):
-        _delete(lake, key)
+    for entry in list(lake.files(draft)):
+        _delete(lake, entry["path"])
     return _Rewritten(group, added)
 
 
@@ -274,10 +273,6 @@ def _swap(table: DeltaTable, rewritten: Sequence[_Rewritten], marks: dict[str, s
         partition_by=table.metadata().partition_columns or None,
         commit_properties=CommitProperties(custom_metadata=dict(marks)),
     )
-
-
-def _keys(lake: Lake, folder: str) -> list[str]:
-    return [entry["path"] for chunk in lake.objects.list(folder) for entry in chunk]
 
 
 def _delete(lake: Lake, key: str) -> None:

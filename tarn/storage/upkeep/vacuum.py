@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import takewhile
 from pathlib import Path
-from typing import TypedDict
+from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 import obstore
@@ -25,20 +25,17 @@ from tarn.errors import TarnError
 from tarn.storage import catalog
 from tarn.storage.datafiles import data_files
 from tarn.storage.lake import OWN_SCHEMA, Lake
+from tarn.storage.soundness import COMMIT
 from tarn.storage.upkeep.rewrite import FOLDER as DRAFTS
 
-_COMMIT = re.compile(r"(\d{20})\.json")
+if TYPE_CHECKING:
+    from obstore import ObjectMeta
+
 _CHECKPOINT = re.compile(r"(\d{20})\.checkpoint\.parquet")
 _UNFINISHED = re.compile(r"#\d+$")
 """End of the name of a file that a local writer had not finished; listings do not show it."""
 _LEAST_LOG_ENTRIES = 10
 """Fewer are not worth a checkpoint of their own."""
-
-
-class _Entry(TypedDict):
-    path: str
-    size: int
-    last_modified: datetime
 
 
 @dataclass(frozen=True)
@@ -66,7 +63,7 @@ def of_table(
     """
     folder = name.replace(".", "/")
     # First the listing, then the log: what is committed in between is seen as needed.
-    listed = _listed(lake, folder)
+    listed = list(lake.files(folder))
     log = _Log.of(listed, folder)
     cutoff = now - grace
     old = [e for e in listed if e["last_modified"] < cutoff and _is_data(e["path"], folder)]
@@ -98,7 +95,7 @@ def of_table(
 def of_lake(lake: Lake, now: datetime, grace: timedelta) -> Garbage:
     """What dead processes left outside of tables."""
     cutoff = now - grace
-    drafts = [e for e in _listed(lake, DRAFTS) if e["last_modified"] < cutoff]
+    drafts = [e for e in lake.files(DRAFTS) if e["last_modified"] < cutoff]
     files = [(entry["path"], entry["size"]) for entry in drafts]
     files += [*_unfinished(lake, OWN_SCHEMA, cutoff)]
     if lake.is_local:
@@ -110,23 +107,6 @@ def of_lake(lake: Lake, now: datetime, grace: timedelta) -> Garbage:
                 if datetime.fromtimestamp(status.st_mtime, UTC) < cutoff:
                     files.append((path.name, status.st_size))
     return Garbage(tuple(files))
-
-
-def folders(lake: Lake) -> list[str]:
-    """`schema.table` of each folder where a table is, or was about to be."""
-    found = (
-        f"{schema}.{table}"
-        for schema in _folders(lake, "")
-        if schema != OWN_SCHEMA
-        for table in _folders(lake, schema)
-    )
-    return sorted(name for name in found if _is_name(lake, name))
-
-
-def _is_name(lake: Lake, name: str) -> bool:
-    with suppress(TarnError):
-        return bool(lake.uri(name))
-    return False
 
 
 def remove(lake: Lake, name: str | None, garbage: Garbage) -> None:
@@ -161,18 +141,18 @@ def delete(lake: Lake, path: str) -> None:
 class _Log:
     """The files of a table's `_delta_log`."""
 
-    commits: Mapping[int, _Entry]
-    checkpoints: Mapping[int, _Entry]
+    commits: "Mapping[int, ObjectMeta]"
+    checkpoints: "Mapping[int, ObjectMeta]"
     """Those in one file, as delta-rs makes them."""
 
     @classmethod
-    def of(cls, listed: Iterable[_Entry], folder: str) -> "_Log":
-        commits: dict[int, _Entry] = {}
-        checkpoints: dict[int, _Entry] = {}
+    def of(cls, listed: "Iterable[ObjectMeta]", folder: str) -> "_Log":
+        commits: dict[int, ObjectMeta] = {}
+        checkpoints: dict[int, ObjectMeta] = {}
         prefix = f"{folder}/_delta_log/"
         for entry in listed:
             file = entry["path"].removeprefix(prefix)
-            if match := _COMMIT.fullmatch(file):
+            if match := COMMIT.fullmatch(file):
                 commits[int(match[1])] = entry
             elif match := _CHECKPOINT.fullmatch(file):
                 checkpoints[int(match[1])] = entry
@@ -254,19 +234,3 @@ def _unfinished(lake: Lake, folder: str, cutoff: datetime) -> Iterator[tuple[str
                 status = path.stat()
                 if datetime.fromtimestamp(status.st_mtime, UTC) < cutoff:
                     yield path.relative_to(lake.root).as_posix(), status.st_size
-
-
-def _listed(lake: Lake, folder: str) -> list[_Entry]:
-    return [
-        _Entry(path=entry["path"], size=entry["size"], last_modified=entry["last_modified"])
-        for chunk in lake.objects.list(folder)
-        for entry in chunk
-    ]
-
-
-def _folders(lake: Lake, prefix: str) -> list[str]:
-    if lake.is_local:
-        with os.scandir(Path(lake.root, prefix)) as entries:
-            return [entry.name for entry in entries if entry.is_dir()]
-    found = obstore.list_with_delimiter(lake.objects, prefix or None)["common_prefixes"]
-    return [str(path).rstrip("/").rpartition("/")[2] for path in found]
