@@ -7,8 +7,9 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable
+
+from tarn.storage.tables import comments
 
 
 class Turns:
@@ -61,9 +62,3 @@ def describe(
         if said and said != kept.get(field.name):
             table.alter.set_column_metadata(field.name, {"comment": said}, commit_properties=marks)
     return bool(table.version() > before)
-
-
-def comments(table: DeltaTable) -> list[tuple[str, str]]:
-    """Each column that says something of itself, and what."""
-    found = ((field.name, field.metadata or {}) for field in pa.schema(table.schema().to_arrow()))
-    return [(name, said[b"comment"].decode()) for name, said in found if b"comment" in said]

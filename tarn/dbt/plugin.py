@@ -20,7 +20,7 @@ from dbt.adapters.duckdb.utils import TargetConfig
 from deltalake import DeltaTable
 
 from tarn.dbt import views
-from tarn.dbt.descriptions import Turns, comments, describe
+from tarn.dbt.descriptions import Turns, describe
 from tarn.dbt.graph import tables_read
 from tarn.dbt.inputs import digest, fingerprint
 from tarn.dbt.publication import Build, publish
@@ -43,6 +43,7 @@ from tarn.storage.lake import Lake
 from tarn.storage.predicates import any_of
 from tarn.storage.releases import Release
 from tarn.storage.rows import row_count
+from tarn.storage.tables import comments
 from tarn.storage.types import deltable, loses_nothing
 from tarn.storage.writer import READS, ROW_GROUP_ROWS, UPKEEP, Written, write
 

@@ -13,7 +13,6 @@ from contextlib import suppress
 from pathlib import Path
 
 import duckdb
-import pyarrow as pa
 from deltalake import DeltaTable
 
 from tarn.errors import TarnError
@@ -32,6 +31,7 @@ from tarn.storage.duck import (
 from tarn.storage.lake import Lake
 from tarn.storage.releases import Release, current, pinned
 from tarn.storage.soundness import refusal
+from tarn.storage.tables import comments
 from tarn.strict_yaml import nearest
 
 log = logging.getLogger(__name__)
@@ -148,10 +148,8 @@ def _add_table(
         _add_index(connection, name, table, policy.hot.key)
     if description := table.metadata().description:
         connection.execute(f"comment on {kind} {view} is {literal(description)}")
-    for field in pa.schema(table.schema().to_arrow()):
-        if comment := (field.metadata or {}).get(b"comment"):
-            column = f"{view}.{quoted(field.name)}"
-            connection.execute(f"comment on column {column} is {literal(comment.decode())}")
+    for column, comment in comments(table):
+        connection.execute(f"comment on column {view}.{quoted(column)} is {literal(comment)}")
 
 
 def _add_failure(connection: duckdb.DuckDBPyConnection, name: str, failure: TarnError) -> None:

@@ -66,12 +66,13 @@ def describe(lake: Lake, name: str, version: int | None = None, commits: int = 2
     table = lake.table(name, version)
     if table is None:
         raise TarnError(f"no such table{nearest(name, lake.names())}", lake.uri(name))
-    files = data_files(table)
+    files, said = data_files(table), dict(comments(table))
+    fields = pa.schema(table.schema().to_arrow())
     return Description(
         name=name,
         version=table.version(),
         text=table.metadata().description or "",
-        columns=[_column(field) for field in pa.schema(table.schema().to_arrow())],
+        columns=[Column(f.name, _type(f.type), said.get(f.name, "")) for f in fields],
         partition_by=table.metadata().partition_columns,
         rows=row_count(table),
         bytes=sum(file.size for file in files),
@@ -80,9 +81,14 @@ def describe(lake: Lake, name: str, version: int | None = None, commits: int = 2
     )
 
 
-def _column(field: pa.Field) -> Column:
-    comment = (field.metadata or {}).get(b"comment", b"")
-    return Column(field.name, str(field.type).replace("decimal128", "decimal"), comment.decode())
+def comments(table: DeltaTable) -> list[tuple[str, str]]:
+    """Each column that says something of itself, and what."""
+    found = ((field.name, field.metadata or {}) for field in pa.schema(table.schema().to_arrow()))
+    return [(name, said[b"comment"].decode()) for name, said in found if b"comment" in said]
+
+
+def _type(kind: pa.DataType) -> str:
+    return str(kind).replace("decimal128", "decimal")
 
 
 def _history(lake: Lake, name: str, table: DeltaTable, commits: int) -> list[Commit]:

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tarn
-from tarn.storage import releases
-from tarn.storage.contents import content_hash
 from tarn.storage.lake import Lake
 
 PROJECT = Path(__file__).parents[1] / "library"
@@ -104,9 +102,3 @@ class Library:
         done = self.command("tarn", *arguments)
         assert done.returncode == 0, f"tarn {' '.join(arguments)}\n{done.stdout}{done.stderr}"
         return done.stdout
-
-    def contents(self) -> dict[str, str]:
-        """The content hash of each table of the current release."""
-        release = releases.current(self.lake)
-        assert release is not None
-        return {name: content_hash(self.lake, name, pin) for name, pin in release.tables.items()}
