@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tarn.errors import TarnError
-from tarn.ingestion.declarations import Table
+from tarn.ingestion.declarations.base import Table
 from tarn.ingestion.landed import SOURCE_FILE
 from tarn.ingestion.types import exact_cast, landing, named, plain, shown
 from tarn.storage.types import loses_nothing

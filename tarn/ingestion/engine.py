@@ -135,7 +135,7 @@ class _Run:
             self.shown.task(wanted.name).end(f"failed: {error}")
             names = wanted.system.tables
             return [_failed(wanted.name, name, load.at, error) for name in names], error
-        loads = (self._table(load, source, wanted, table) for table in wanted.system.tables)
+        loads = (self._table(load, source, wanted, table) for table in source.tables)
         return [table for tables in loads for table in tables], None
 
     def _table(self, load: Load, source: Source, wanted: Declared, table: str) -> list[TableLoad]:

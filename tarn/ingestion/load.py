@@ -19,7 +19,8 @@ from dlt.extract import DltResource, DltSource
 
 from tarn.errors import TarnError
 from tarn.ingestion.contract import Terms
-from tarn.ingestion.declarations import Declared, Table
+from tarn.ingestion.declarations import Declared
+from tarn.ingestion.declarations.base import Table
 from tarn.ingestion.intake import Intake, Load
 from tarn.ingestion.landed import SOURCE_FILE, Landed
 from tarn.ingestion.ledger import Counts
@@ -54,7 +55,7 @@ def load_table(
     extract = source.extract(table, landed)
     if extract is None:
         return [Loaded(table, Counts())]
-    spec = declared.system.tables[table]
+    spec = source.tables[table]
     terms = Terms(name, spec, spec.primary_key, declared.file, ("tables", table))
     if extract.is_objects:
         loaded = _load_objects(load, terms, extract, landed, task)

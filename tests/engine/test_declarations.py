@@ -11,11 +11,11 @@ from tarn.errors import TarnError
 from tarn.ingestion.declarations import (
     FOLDER,
     SCHEMA_FILE,
-    SqlTable,
     declare,
     declared,
     schema_text,
 )
+from tarn.ingestion.declarations.sql_database import SqlTable
 from tarn.settings import Settings
 from tests.engine.conftest import ROOT
 

@@ -4,12 +4,10 @@ drift, dirt, failure, and a process killed in the middle."""
 import json
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import closing
+from collections.abc import Sequence
 from datetime import date, datetime
 from decimal import Decimal
 from io import StringIO
@@ -17,7 +15,6 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-import duckdb
 import psycopg
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -26,96 +23,14 @@ from deltalake import write_deltalake
 from rich.console import Console
 
 from tarn.errors import TarnError
-from tarn.ingestion.engine import LoadResult, ingest
-from tarn.ingestion.ledger import TableLoad
+from tarn.ingestion.engine import ingest
 from tarn.ingestion.types import exact_cast
 from tarn.settings import settings
-from tarn.storage.lake import Lake
+from tests.engine.ingesting import Project, Row, api, counts_of, project
 from tests.engine.postgres import PASSWORD, database, postgres
 from tests.engine.upstreams import TOKEN, Api, serving, sharing
 
-__all__ = ["postgres"]
-Row = dict[str, Any]
-
-
-class Project:
-    """A project with nothing but sources."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        (path / "dbt_project.yml").touch()
-        (path / "ingestion").mkdir()
-        self.lake = Lake(str(path / "lake"))
-
-    def declare(self, system: str, kind: str, connection: str, tables: str) -> None:
-        """One system. `tables` is YAML, indented by two."""
-        (self.path / f"ingestion/{system}.yml").write_text(
-            f"system: {system}\ndescription: For a test.\nowner: {{name: Us, email: us@x.com}}\n"
-            f"kind: {kind}\nconnection: {connection}\ntables:\n{tables}\n"
-        )
-
-    def load(self, *systems: str) -> dict[str, TableLoad]:
-        """Ingest; the result of each table by name. No load may leave anything behind."""
-        results = self.results(*systems)
-        return {table.table: table for result in results for table in result.tables}
-
-    def results(self, *systems: str) -> list[LoadResult]:
-        results = ingest(systems)
-        assert list((self.path / ".tarn/ingestion").iterdir()) == []
-        for table in (table for result in results for table in result.tables):
-            counts = table.counts
-            print(table)
-            assert counts.read == counts.accepted + counts.quarantined + counts.deduplicated
-        return results
-
-    def rows(self, table: str, columns: str = "*", order: str = "all") -> list[Row]:
-        """A lake table without what differs from load to load."""
-        found = self.lake.table(table)
-        assert found is not None, f"{table} is not in the lake"
-        incoming = found.to_pyarrow_table()
-        kept = [name for name in incoming.schema.names if name not in ("_load_id", "_loaded_at")]
-        with duckdb.connect() as connection:
-            connection.register("rows", incoming.select(kept))
-            sql = f"select {columns} from rows order by {order}"
-            found_rows: list[Row] = connection.execute(sql).to_arrow_table().to_pylist()
-            return found_rows
-
-    def versions(self) -> dict[str, int]:
-        """Every table of the lake and its version."""
-        tables = {name: self.lake.table(name) for name in self.lake.names()}
-        return {name: table.version() for name, table in tables.items() if table is not None}
-
-    def types(self, table: str) -> dict[str, str]:
-        found = self.lake.table(table)
-        assert found is not None
-        return {field.name: str(field.type) for field in pa.schema(found.schema().to_arrow())}
-
-    def sql(self, statements: str) -> None:
-        """Change the SQLite database `shop.db`, which the declared ones point to."""
-        with closing(sqlite3.connect(self.path / "shop.db")) as connection:
-            connection.executescript(statements)
-
-    def file(self, name: str, text: str) -> None:
-        path = self.path / "drop" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-
-
-@pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Project]:
-    for name in ("TARN_LAKE", "TARN_WORK"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.chdir(tmp_path)
-    settings.cache_clear()
-    yield Project(tmp_path)
-    settings.cache_clear()
-
-
-@pytest.fixture
-def api() -> Iterator[tuple[Api, str]]:
-    api = Api()
-    with serving(api.answer) as address:
-        yield api, address
+__all__ = ["api", "postgres", "project"]
 
 
 NUMBERS = """
@@ -134,11 +49,6 @@ MERGED = "  orders: {primary_key: [order_id], cursor: updated_at, write: merge}"
 SHOP = "sqlite:///shop.db"
 
 
-def _counts(load: TableLoad) -> tuple[int, int, int, int]:
-    counts = load.counts
-    return counts.read, counts.accepted, counts.quarantined, counts.deduplicated
-
-
 def _ids(project: Project, table: str = "raw_shop.orders") -> list[Any]:
     return [row["order_id"] for row in project.rows(table, order="order_id")]
 
@@ -147,7 +57,7 @@ def test_a_database_lands_with_its_types_and_a_second_run_moves_nothing(project:
     project.sql(ORDERS)
     project.declare("shop", "sql_database", SHOP, MERGED)
     first = project.load()["orders"]
-    assert (first.status, _counts(first)) == ("loaded", (2, 2, 0, 0))
+    assert (first.status, counts_of(first)) == ("loaded", (2, 2, 0, 0))
     assert project.rows("raw_shop.orders")[0] == {
         "order_id": 1,
         "amount": Decimal("10.10"),
@@ -160,7 +70,7 @@ def test_a_database_lands_with_its_types_and_a_second_run_moves_nothing(project:
     before = project.versions()
     second = project.load()["orders"]
     # The row with the highest cursor is read again, as another may have got the same cursor.
-    assert (second.status, _counts(second)) == ("unchanged", (1, 0, 0, 1))
+    assert (second.status, counts_of(second)) == ("unchanged", (1, 0, 0, 1))
     assert project.versions() == before
 
 
@@ -174,7 +84,7 @@ def test_changed_and_new_rows_are_merged(project: Project) -> None:
     )
     second = project.load()["orders"]
     # Order 3 has the cursor that was highest before, which strictly-after would have missed.
-    assert _counts(second) == (3, 2, 0, 1)
+    assert counts_of(second) == (3, 2, 0, 1)
     amounts = [row["amount"] for row in project.rows("raw_shop.orders", order="order_id")]
     assert amounts == [Decimal("11.00"), Decimal("20.00"), Decimal("30.30")]
 
@@ -187,7 +97,9 @@ def test_rows_without_key_or_cursor_are_told_apart_by_content(project: Project) 
     project.load()
     project.sql("insert into clicks values ('a', '2017-01-01'), ('c', '2017-01-02'), ('b', null);")
     for table in ("clicks", "all_clicks"):
-        assert _counts(project.load()[table])[1:] == ((3, 0, 3) if table == "clicks" else (0, 0, 6))
+        assert counts_of(project.load()[table])[1:] == (
+            (3, 0, 3) if table == "clicks" else (0, 0, 6)
+        )
         assert len(project.rows(f"raw_shop.{table}")) == 6
     before = project.versions()
     project.load()
@@ -202,7 +114,7 @@ def test_replace_follows_deletions_but_not_into_an_empty_table(project: Project)
     assert project.load()["orders"].status == "unchanged"
     assert project.versions() == before
     project.sql("delete from orders where order_id = 1;")
-    assert _counts(project.load()["orders"]) == (1, 1, 0, 0)
+    assert counts_of(project.load()["orders"]) == (1, 1, 0, 0)
     assert _ids(project) == [2]
     project.sql("delete from orders;")
     refused = project.load()["orders"]
@@ -218,10 +130,10 @@ def test_replace_follows_deletions_but_not_into_an_empty_table(project: Project)
 def test_an_empty_table_lands_with_its_columns(project: Project) -> None:
     project.sql("create table orders (order_id bigint primary key, updated_at timestamp);")
     project.declare("shop", "sql_database", SHOP, MERGED)
-    assert _counts(project.load()["orders"]) == (0, 0, 0, 0)
+    assert counts_of(project.load()["orders"]) == (0, 0, 0, 0)
     assert project.types("raw_shop.orders")["updated_at"] == "timestamp[us]"
     project.sql("insert into orders values (1, '2017-01-01');")
-    assert _counts(project.load()["orders"]) == (1, 1, 0, 0)
+    assert counts_of(project.load()["orders"]) == (1, 1, 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -328,7 +240,7 @@ def test_rows_that_break_the_contract_go_to_quarantine_once(project: Project) ->
     )
     terms = "contract: {required: [amount]}, rules: [amount >= 0, \"note <> 'x'\"]"
     project.declare("shop", "sql_database", SHOP, MERGED.replace("write", f"{terms}, write"))
-    assert _counts(project.load()["orders"]) == (5, 3, 2, 0)
+    assert counts_of(project.load()["orders"]) == (5, 3, 2, 0)
     quarantined = project.rows("quarantine_shop.orders", "_reason, _row", "_reason")
     assert [row["_reason"] for row in quarantined] == [
         "amount is null",
@@ -361,7 +273,7 @@ def test_sqlite_values_that_are_not_of_their_columns_type_are_quarantined(projec
     merged = "  orders: {primary_key: [order_id], write: merge}"
     project.declare("shop", "sql_database", SHOP, merged)
     # From 1000 on the amounts have more digits than decimal(5,2).
-    assert _counts(project.load()["orders"]) == (3004, 1000, 2004, 0)
+    assert counts_of(project.load()["orders"]) == (3004, 1000, 2004, 0)
     reasons = {row["_reason"] for row in project.rows("quarantine_shop.orders", "_reason")}
     for reason in ("amount: 'much' is not decimal(5,2)", "n: 'many' is not bigint"):
         assert reason in reasons
@@ -378,16 +290,16 @@ def test_a_column_without_one_good_value_is_a_change_not_dirt(project: Project) 
     project.declare(
         "shop", "sql_database", SHOP, "  orders: {write: append, columns: {amount: text}}"
     )
-    assert _counts(project.load()["orders"]) == (20, 20, 0, 0)
+    assert counts_of(project.load()["orders"]) == (20, 20, 0, 0)
 
 
 def test_another_database_is_read_through_sqlalchemy(project: Project) -> None:
     project.sql(ORDERS)
     project.declare("shop", "sql_database", "sqlite+pysqlite:///shop.db", MERGED)
-    assert _counts(project.load()["orders"]) == (2, 2, 0, 0)
+    assert counts_of(project.load()["orders"]) == (2, 2, 0, 0)
     assert project.rows("raw_shop.orders")[0]["updated_at"] == datetime(2017, 1, 1, 10)
     project.sql("insert into orders values (3, 3, 1, null, null, '2017-01-02 10:00:00');")
-    assert _counts(project.load()["orders"]) == (2, 1, 0, 1)
+    assert counts_of(project.load()["orders"]) == (2, 1, 0, 1)
 
 
 EVERY_TYPE = """
@@ -416,7 +328,7 @@ def test_postgresql_lands_every_type_and_loads_on_from_its_cursor(
         connection.execute(EVERY_TYPE)
     lines = '  lines: {table: "Order Lines", primary_key: [line_id], cursor: instant, write: merge}'
     project.declare("erp", "sql_database", address, lines)
-    assert _counts(project.load()["lines"]) == (2, 2, 0, 0)
+    assert counts_of(project.load()["lines"]) == (2, 2, 0, 0)
     assert project.rows("raw_erp.lines", order="line_id")[0] == {
         "line_id": 1,
         "small": 2,
@@ -439,10 +351,10 @@ def test_postgresql_lands_every_type_and_loads_on_from_its_cursor(
         "span": "1 day",
         "address": "10.0.0.1/32",
     }
-    assert _counts(project.load()["lines"]) == (1, 0, 0, 1)
+    assert counts_of(project.load()["lines"]) == (1, 0, 0, 1)
     with psycopg.connect(address) as connection:
         connection.execute("""update "Order Lines" set small = 7, instant = now()""")
-    assert _counts(project.load()["lines"]) == (2, 2, 0, 0)
+    assert counts_of(project.load()["lines"]) == (2, 2, 0, 0)
 
 
 def test_one_declaration_lands_the_same_from_sqlite_and_postgresql(
@@ -458,7 +370,7 @@ def test_one_declaration_lands_the_same_from_sqlite_and_postgresql(
     monkeypatch.setenv("SHOP_URL", address)
     settings.cache_clear()
     load = project.load()["orders"]
-    assert (load.status, _counts(load)) == ("unchanged", (1, 0, 0, 1))
+    assert (load.status, counts_of(load)) == ("unchanged", (1, 0, 0, 1))
     assert (project.rows("raw_shop.orders"), project.types("raw_shop.orders")) == landed
 
 
@@ -473,7 +385,7 @@ def test_files_land_as_text_and_a_changed_file_takes_the_place_of_its_rows(
     )
     project.file("sales/b.csv", "Sale ID;sold_on;note\n3;2017-01-03;y\n")
     project.declare("drop", "files", "drop", DROP)
-    assert _counts(project.load()["sales"]) == (4, 4, 0, 0)
+    assert counts_of(project.load()["sales"]) == (4, 4, 0, 0)
     assert project.rows("raw_drop.sales")[0] == {
         "sale_id": "1",
         "sold_on": date(2017, 1, 1),
@@ -487,7 +399,7 @@ def test_files_land_as_text_and_a_changed_file_takes_the_place_of_its_rows(
     project.file("sales/a.csv", "Sale ID;sold_on;note\n1;2017-01-01;new\n")
     project.file("sales/c.csv", "Sale ID;sold_on;note;colour\n4;2017-01-04;;red\n")
     load = project.load()["sales"]
-    assert (_counts(load), load.notes) == ((2, 2, 0, 0), ("new column colour (text)",))
+    assert (counts_of(load), load.notes) == ((2, 2, 0, 0), ("new column colour (text)",))
     landed = [
         (row["sale_id"], row["note"], row["colour"]) for row in project.rows("raw_drop.sales")
     ]
@@ -497,7 +409,7 @@ def test_files_land_as_text_and_a_changed_file_takes_the_place_of_its_rows(
 def test_dirty_and_broken_csv_are_told_not_half_read(project: Project) -> None:
     project.file("sales/a.csv", "sale_id,sold_on\n1,2017-01-01\n2,yesterday\n3,2017-01-03 12:00\n")
     project.declare("drop", "files", "drop", DROP)
-    assert _counts(project.load()["sales"]) == (3, 1, 2, 0)
+    assert counts_of(project.load()["sales"]) == (3, 1, 2, 0)
     reasons = [row["_reason"] for row in project.rows("quarantine_drop.sales", "_reason")]
     assert reasons == [
         "sold_on: '2017-01-03 12:00' is not date",
@@ -544,8 +456,8 @@ def test_newer_files_win_for_the_same_key_and_json_children_follow_their_row(
         "  items: {path: '*.json*', primary_key: [id], write: merge, contract: {types: widen}}",
     )
     loads = project.load()
-    assert _counts(loads["items"]) == (2, 2, 0, 0)
-    assert _counts(loads["items__tags"]) == (2, 2, 0, 0)
+    assert counts_of(loads["items"]) == (2, 2, 0, 0)
+    assert counts_of(loads["items__tags"]) == (2, 2, 0, 0)
     assert project.load()["items"].status == "unchanged"
     os.utime(project.path / "drop/1.json", (1, 1))
     project.file(
@@ -553,7 +465,7 @@ def test_newer_files_win_for_the_same_key_and_json_children_follow_their_row(
         '{"id": 1, "tags": [{"t": "c"}]}\n{"id": 2, "price": 1}\n{"id": 3, "price": 1.5}\n',
     )
     loads = project.load()
-    assert _counts(loads["items"]) == (3, 2, 0, 1)
+    assert counts_of(loads["items"]) == (3, 2, 0, 1)
     rows = project.rows("raw_drop.items", "id, price, _dlt_id", "id")
     assert [(row["id"], row["price"]) for row in rows] == [(1, None), (2, 1.0), (3, 1.5)]
     (tag,) = project.rows("raw_drop.items__tags", "t, _dlt_parent_id, _dlt_list_idx")
@@ -566,10 +478,10 @@ def test_replaced_files_are_read_when_one_changes_comes_or_goes(project: Project
     project.declare(
         "drop", "files", "drop", "  ids: {path: '*.csv', write: replace, primary_key: [id]}"
     )
-    assert _counts(project.load()["ids"]) == (3, 2, 0, 1)
+    assert counts_of(project.load()["ids"]) == (3, 2, 0, 1)
     assert project.load()["ids"].status == "unchanged"
     (project.path / "drop/b.csv").unlink()
-    assert _counts(project.load()["ids"]) == (2, 1, 0, 1)
+    assert counts_of(project.load()["ids"]) == (2, 1, 0, 1)
     assert [row["id"] for row in project.rows("raw_drop.ids")] == ["1"]
     assert project.load()["ids"].status == "unchanged"
     (project.path / "drop/a.csv").unlink()
@@ -615,19 +527,19 @@ def test_an_api_is_read_page_by_page_and_then_from_its_cursor_on(
     server.refuse = [(429, {"retry-after": "1"}, b""), (500, {}, b"")]
     _declare_api(project, address)
     loads = project.load()
-    assert _counts(loads["coupons"]) == (5, 5, 0, 0)
-    assert _counts(loads["coupons__products"]) == (15, 15, 0, 0)
+    assert counts_of(loads["coupons"]) == (5, 5, 0, 0)
+    assert counts_of(loads["coupons__products"]) == (15, 15, 0, 0)
     first = project.rows("raw_marketing.coupons", "id, code, updated_at", "id")[0]
     assert first == {"id": 1, "code": "01", "updated_at": datetime(2017, 1, 1, 1)}
     server.asked.clear()
     before = project.versions()
-    assert _counts(project.load()["coupons"]) == (1, 0, 0, 1)
+    assert counts_of(project.load()["coupons"]) == (1, 0, 0, 1)
     # Just before the highest: this API's "since" means strictly after.
     assert [request.params["since"] for request in server.asked] == ["2017-01-01T04:59:59Z"]
     assert project.versions() == before
     server.rows["coupons"][1:2] = [_coupon(2, 9, 7)]
     server.rows["coupons"].append(_coupon(6, 5))
-    assert _counts(project.load()["coupons"]) == (3, 2, 0, 1)
+    assert counts_of(project.load()["coupons"]) == (3, 2, 0, 1)
     products = project.rows("raw_marketing.coupons__products", "product_id", "product_id")
     assert [row["product_id"] for row in products] == [1, 1, 2, 3, 3, 4, 4, 4, 5, 5, 5, 6, 7]
 
@@ -639,8 +551,8 @@ def test_a_quarantined_object_takes_its_children_along(
     server.rows["coupons"] = [_coupon(1, 1, 5, 6), _coupon(2, 2, 7, kind=None), _coupon(1, 3, 8)]
     _declare_api(project, address)
     loads = project.load()
-    assert _counts(loads["coupons"]) == (3, 1, 1, 1)
-    assert _counts(loads["coupons__products"]) == (4, 1, 1, 2)
+    assert counts_of(loads["coupons"]) == (3, 1, 1, 1)
+    assert counts_of(loads["coupons__products"]) == (4, 1, 1, 2)
     (reason,) = project.rows("quarantine_marketing.coupons__products", "_reason")
     assert reason["_reason"] == "its row of raw_marketing.coupons is in quarantine"
 
@@ -650,7 +562,7 @@ def test_values_of_several_types_in_one_field(project: Project, api: tuple[Api, 
     values: list[Any] = [1, 2.5, 3, "four"]
     server.rows["coupons"] = [_coupon(i, i, worth=value) for i, value in enumerate(values)]
     _declare_api(project, address)
-    assert _counts(project.load()["coupons"]) == (4, 2, 2, 0)
+    assert counts_of(project.load()["coupons"]) == (4, 2, 2, 0)
     reasons = [row["_reason"] for row in project.rows("quarantine_marketing.coupons", "_reason")]
     assert reasons == ["worth: '2.5' is not bigint", "worth: 'four' is not bigint"]
     server.rows["coupons"] = [_coupon(9, 9, worth="nine")]
@@ -687,7 +599,7 @@ def test_every_way_of_paging(project: Project, paginator: str, param: str) -> No
         connection = f"{{base_url: '{address}', {auth}, paginator: {paginator}}}"
         things = "  things: {primary_key: [id], write: merge, endpoint: {path: things}}"
         project.declare("web", "rest_api", connection, things)
-        assert _counts(project.load()["things"]) == (5, 5, 0, 0)
+        assert counts_of(project.load()["things"]) == (5, 5, 0, 0)
 
 
 def test_a_share_is_read_when_its_version_changes(project: Project) -> None:
@@ -700,13 +612,13 @@ def test_a_share_is_read_when_its_version_changes(project: Project) -> None:
         where = "share: research, schema: panel, table: people"
         tables = f"  folk: {{{where}, primary_key: [id], write: replace}}"
         project.declare("research", "delta_sharing", "p.share", tables)
-        assert _counts(project.load()["folk"]) == (2, 2, 0, 0)
+        assert counts_of(project.load()["folk"]) == (2, 2, 0, 0)
         assert project.rows("raw_research.folk") == people.to_pylist()
         before = project.versions()
         assert project.load()["folk"].status == "unchanged"
         assert project.versions() == before
         write_deltalake(shared, people.slice(1), mode="overwrite")
-        assert _counts(project.load()["folk"]) == (1, 1, 0, 0)
+        assert counts_of(project.load()["folk"]) == (1, 1, 0, 0)
         project.declare("research", "delta_sharing", "p.share", tables.replace("people", "poeple"))
         error = str(project.load()["folk"].error)
         assert "the share answers 404 for research.panel.poeple" in error

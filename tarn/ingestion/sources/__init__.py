@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import pyarrow as pa
 from dlt.common.normalizers.naming.snake_case import NamingConvention
 from dlt.extract import DltResource, DltSource
 
 from tarn.errors import TarnError
+from tarn.ingestion.declarations import Declared
+from tarn.ingestion.declarations.base import Table
 from tarn.ingestion.landed import Landed
 
 BATCH_ROWS = 65_536
@@ -43,15 +45,42 @@ class Extract:
     """To be called with the load's name when the rows are in the lake."""
 
 
+@dataclass(frozen=True)
+class Offered:
+    """A table that a system has, as its declaration would name it."""
+
+    name: str
+    """Key under `tables:`."""
+    spec: Mapping[str, Any]
+    """What the declaration says under that key, in YAML's words."""
+    columns: Mapping[str, str]
+    """Type of each column in the lake by name, in YAML's words."""
+    description: str = ""
+    """What the system itself says of the table."""
+
+
 class Source(Protocol):
-    """One upstream system."""
+    """One upstream system. Making one connects no further than its address needs."""
+
+    declared: Declared
+    secrets: frozenset[str]
+    """Texts that no message may contain."""
 
     @property
-    def secrets(self) -> frozenset[str]:
-        """Texts that no message may contain."""
+    def tables(self) -> Mapping[str, Table]:
+        """The tables to load; those that a pattern stands for are named."""
+        return self.declared.system.tables
 
     def extract(self, table: str, landed: Landed) -> Extract | None:
         """What a table gives beyond what has landed; None if the source has not changed."""
+
+    def offered(self) -> list[Offered]:
+        """All tables that the system says it has."""
+        raise TarnError(
+            f"a system of kind {self.declared.system.kind} does not say which tables it has",
+            self.declared.file.where("kind"),
+            "name them under tables:",
+        )
 
 
 def column_names(names: Sequence[str], where: str) -> list[str]:

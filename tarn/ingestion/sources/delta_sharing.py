@@ -18,10 +18,11 @@ from dlt.sources.helpers import requests
 from requests.exceptions import ConnectionError, HTTPError  # type: ignore[import-untyped]
 
 from tarn.errors import TarnError
-from tarn.ingestion.declarations import Declared, SharingTable
+from tarn.ingestion.declarations import Declared
+from tarn.ingestion.declarations.delta_sharing import SharingTable
 from tarn.ingestion.landed import Landed
 from tarn.ingestion.masking import secrets_in
-from tarn.ingestion.sources import BATCH_ROWS, Extract, column_names
+from tarn.ingestion.sources import BATCH_ROWS, Extract, Source, column_names
 from tarn.ingestion.types import exact_cast
 from tarn.settings import Settings
 
@@ -29,7 +30,7 @@ _RETRIES = 4
 _CHUNK = 1 << 20
 
 
-class DeltaSharing:
+class DeltaSharing(Source):
     """A share, opened by its profile file."""
 
     def __init__(self, declared: Declared, home: Settings) -> None:

@@ -26,10 +26,11 @@ from dlt.common.storages.fsspec_filesystem import glob_files
 from dlt.extract import DltResource, DltSource
 
 from tarn.errors import TarnError
-from tarn.ingestion.declarations import Declared, FilesTable
+from tarn.ingestion.declarations import Declared
+from tarn.ingestion.declarations.files import FilesTable
 from tarn.ingestion.landed import SOURCE_FILE, Desk, Landed
 from tarn.ingestion.ledger import LoadedFile, remember, remembered
-from tarn.ingestion.sources import BATCH_ROWS, Extract, column_names
+from tarn.ingestion.sources import BATCH_ROWS, Extract, Source, column_names
 from tarn.settings import Settings
 from tarn.storage.duck import identifier, literal, select_from
 from tarn.storage.types import loses_nothing
@@ -87,7 +88,7 @@ class _File:
         return "file" in self.fs.protocol
 
 
-class Files:
+class Files(Source):
     """A folder of files, of which each table takes those its pattern names."""
 
     secrets: frozenset[str] = frozenset()

@@ -13,8 +13,8 @@ from dlt.extract import DltSource
 from dlt.sources.helpers.requests import Client
 from dlt.sources.rest_api import rest_api_source
 
-from tarn.ingestion.declarations import (
-    Declared,
+from tarn.ingestion.declarations import Declared
+from tarn.ingestion.declarations.rest_api import (
     Endpoint,
     OffsetPaginator,
     PageNumberPaginator,
@@ -23,14 +23,14 @@ from tarn.ingestion.declarations import (
 )
 from tarn.ingestion.landed import Landed
 from tarn.ingestion.masking import secrets_in
-from tarn.ingestion.sources import Extract
+from tarn.ingestion.sources import Extract, Source
 from tarn.settings import Settings
 
 _ATTEMPTS = 5
 _TIMEOUT_SECONDS = 60
 
 
-class RestApi:
+class RestApi(Source):
     """An API; each table is one of its endpoints."""
 
     def __init__(self, declared: Declared, home: Settings) -> None:

@@ -16,9 +16,10 @@ from dlt.sources.sql_database import BaseTableLoader, TableLoader, sql_table
 from sqlalchemy.dialects import postgresql
 
 from tarn.errors import TarnError
-from tarn.ingestion.declarations import Declared, SqlTable
+from tarn.ingestion.declarations import Declared
+from tarn.ingestion.declarations.sql_database import SqlTable
 from tarn.ingestion.landed import Landed
-from tarn.ingestion.sources import BATCH_ROWS, Extract, ReadAgainError, column_names
+from tarn.ingestion.sources import BATCH_ROWS, Extract, ReadAgainError, Source, column_names
 from tarn.settings import Settings
 from tarn.storage.duck import identifier
 from tarn.strict_yaml import nearest
@@ -27,19 +28,16 @@ _EXACT_DIGITS = pa.decimal128(38, 9)
 """For a PostgreSQL numeric without precision; a value with more digits goes to quarantine."""
 
 
-class SqlDatabase:
+class SqlDatabase(Source):
     """A database, read table by table from each one's highest cursor on."""
 
     def __init__(self, declared: Declared, home: Settings) -> None:
         self.declared = declared
         self.where = declared.file.where("connection")
         self.url = _url(str(declared.system.connection), home.project_dir, self.where)
+        self.secrets = frozenset([self.url.password] if self.url.password else [])
         driver = {"postgresql": "postgresql+psycopg"}.get(self.url.drivername, self.url.drivername)
         self.engine = self._engine(self.url.set(drivername=driver))
-
-    @property
-    def secrets(self) -> frozenset[str]:
-        return frozenset([self.url.password] if self.url.password else [])
 
     def extract(self, table: str, landed: Landed) -> Extract:
         spec = self.declared.system.tables[table]

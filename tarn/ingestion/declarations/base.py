@@ -1,0 +1,93 @@
+"""What the declaration of every kind of system may say."""
+
+from collections.abc import Mapping
+from typing import Annotated, Literal, TypeAlias
+
+from croniter import croniter  # type: ignore[import-untyped]
+from pydantic import AfterValidator, Field, WithJsonSchema, field_validator, model_validator
+
+from tarn.ingestion.types import TYPE_PATTERN, named
+from tarn.strict_yaml import Spec
+
+_RESERVED = ("_load_id", "_loaded_at", "_source_file")
+
+Name: TypeAlias = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+
+
+def _type_name(name: str) -> str:
+    named(name)
+    return name
+
+
+ColumnType: TypeAlias = Annotated[
+    str, AfterValidator(_type_name), WithJsonSchema({"type": "string", "pattern": TYPE_PATTERN})
+]
+
+
+class Owner(Spec):
+    name: str
+    """Team or person who answers for the system."""
+    email: str
+
+
+class Contract(Spec):
+    columns: Literal["evolve", "freeze", "discard"] = "evolve"
+    """A column the table lacks is added (evolve), stops the load (freeze) or is left out
+    (discard). Freeze also stops the load when a column of the table is no longer delivered."""
+    types: Literal["freeze", "widen"] = "freeze"
+    """A changed type stops the load (freeze), or the table takes it where no value can be lost
+    (widen)."""
+    required: tuple[str, ...] = ()
+    """Columns that must be delivered; a row with a null in one goes to quarantine."""
+
+
+class Table(Spec):
+    description: str | None = None
+    """What one row is."""
+    primary_key: tuple[str, ...] = ()
+    """Columns that tell rows apart. Merge updates by them; append does not add a key twice. Of
+    rows with the same key in one load the one with the highest cursor is kept, else the last."""
+    cursor: str | None = None
+    """Column that grows whenever a row is added or changed. A load asks the source for rows from
+    the highest value in the lake on, where the source can be asked."""
+    write: Literal["append", "merge", "replace"]
+    """append adds rows; merge updates rows by primary_key and adds new ones; replace puts what
+    the source holds now in place of everything."""
+    partition_by: tuple[str, ...] = ()
+    """Columns by whose values the table's files are kept apart."""
+    columns: Mapping[str, ColumnType] = {}
+    """Types of columns, for sources that deliver text. A row with another value goes to
+    quarantine."""
+    contract: Contract = Contract()
+    rules: tuple[str, ...] = ()
+    """Conditions in SQL (DuckDB's). A row for which one is false goes to quarantine."""
+    allow_empty: bool = False
+    """Let an empty source empty a table that is written by replace."""
+
+    @model_validator(mode="after")
+    def _write_fits(self) -> "Table":
+        if self.write == "merge" and not self.primary_key:
+            raise ValueError("write: merge needs a primary_key")
+        if self.write == "replace" and self.cursor:
+            raise ValueError("write: replace reads everything each time; remove the cursor")
+        if self.allow_empty and self.write != "replace":
+            raise ValueError("allow_empty is for write: replace only")
+        if taken := set(self.columns) & set(_RESERVED):
+            raise ValueError(f"{', '.join(sorted(taken))}: Tarn's own column")
+        return self
+
+
+class System(Spec):
+    system: Name
+    """Name of the system, and of its file. Its tables land in `raw_<system>`."""
+    description: str
+    owner: Owner
+    schedule: str | None = None
+    """When the system is to be loaded, as a cron expression."""
+
+    @field_validator("schedule")
+    @classmethod
+    def _is_cron(cls, schedule: str | None) -> str | None:
+        if schedule is not None and not croniter.is_valid(schedule):
+            raise ValueError(f'{schedule!r} is not a cron expression such as "0 2 * * *"')
+        return schedule
