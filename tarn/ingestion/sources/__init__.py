@@ -74,6 +74,10 @@ class Source(Protocol):
     def extract(self, table: str, landed: Landed) -> Extract | None:
         """What a table gives beyond what has landed; None if the source has not changed."""
 
+    def check(self) -> list[str]:
+        """What the system can and cannot do, a line each; raises TarnError if it is not there."""
+        return []
+
     def offered(self) -> list[Offered]:
         """All tables that the system says it has."""
         raise TarnError(
