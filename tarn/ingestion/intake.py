@@ -23,7 +23,7 @@ from tarn.ingestion.contract import Shape, Sieve, Terms, shape
 from tarn.ingestion.landed import LOAD_ID, LOADED_AT, SOURCE_FILE, Desk, Landed
 from tarn.ingestion.ledger import Counts
 from tarn.ingestion.quarantine import Quarantine
-from tarn.ingestion.sources import BATCH_ROWS, Extract
+from tarn.ingestion.sources import BATCH_ROWS, Extract, Rejected
 from tarn.progress import Task
 from tarn.storage.duck import quoted
 
@@ -130,6 +130,11 @@ class Intake:
         """Batches of the source; a failure in it is remembered, whoever reads the stream."""
         try:
             for item in self.extract.open():
+                if isinstance(item, Rejected):
+                    row = pa.RecordBatch.from_pylist([{**item.row, "_place": item.place}])
+                    self.quarantine.add(row, [item.reason])
+                    self.counts.read += 1
+                    continue
                 batches = item.to_batches() if isinstance(item, pa.Table) else [item]
                 if isinstance(item, pa.Table) and not batches:
                     batches = [pa.RecordBatch.from_pylist([], schema=item.schema)]

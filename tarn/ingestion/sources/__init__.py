@@ -46,6 +46,17 @@ class Extract:
 
 
 @dataclass(frozen=True)
+class Rejected:
+    """What a source could not even make a row of. It counts as read and goes to quarantine."""
+
+    row: Mapping[str, Any]
+    """What is known of it."""
+    reason: str
+    place: str
+    """Where it stands in the source."""
+
+
+@dataclass(frozen=True)
 class Offered:
     """A table that a system has, as its declaration would name it."""
 
