@@ -18,7 +18,7 @@ SHARING_PORT = 8802
 
 @contextmanager
 def upstream_systems(run: Path, any_port: bool) -> Iterator[dict[str, str]]:
-    """Serve while the context lasts; give the environment that connects to all four systems.
+    """Serve while the context lasts; give the environment that connects to all systems.
 
     `any_port` takes a free port when a default one is taken; otherwise that ends the program.
     """
@@ -31,6 +31,7 @@ def upstream_systems(run: Path, any_port: bool) -> Iterator[dict[str, str]]:
         yield {
             "POS_DATABASE_URL": f"sqlite:///{run / 'pos.db'}",
             "CATALOGUE_DIR": str(run / "catalogue"),
+            "MEDIA_DIR": str(run / "media"),
             "MARKETING_API_URL": api,
             "MARKETING_API_TOKEN": api_token,
             "MARKET_RESEARCH_PROFILE": str(stack.enter_context(_profile(run, share, share_token))),

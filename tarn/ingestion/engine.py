@@ -41,6 +41,7 @@ _SOURCES = {
     "files": "files:Files",
     "rest_api": "rest_api:RestApi",
     "delta_sharing": "delta_sharing:DeltaSharing",
+    "media": "media:Media",
 }
 """Class of each kind, imported only where a system needs it: each brings its drivers."""
 
