@@ -14,6 +14,7 @@ import click
 
 from tarn.cli.console import CONSOLE, lake, say
 from tarn.cli.releases import find, release, tables
+from tarn.cli.sources import source
 from tarn.cli.storage import maintain, storage
 from tarn.errors import TarnError
 from tarn.settings import program, settings
@@ -99,7 +100,7 @@ def query(sql: str | None, layout: str) -> NoReturn:
     os.execve(duckdb, command, {**settings().variables, **keys})
 
 
-for verb in (maintain, release, storage, tables):
+for verb in (maintain, release, source, storage, tables):
     cli.add_command(verb)
 
 

@@ -46,6 +46,15 @@ class Extract:
 
 
 @dataclass(frozen=True)
+class Rejected:
+    """Something in a source that could not even be parsed; it counts as read and quarantined."""
+
+    row: Mapping[str, Any]
+    reason: str
+    place: str
+
+
+@dataclass(frozen=True)
 class Offered:
     """A table that a system has, as its declaration would name it."""
 
@@ -57,6 +66,8 @@ class Offered:
     """Type of each column in the lake by name, in YAML's words."""
     description: str = ""
     """What the system itself says of the table."""
+    comments: Mapping[str, str] = field(default_factory=dict)
+    """What it says of columns, by their name in the lake."""
 
 
 class Source(Protocol):
