@@ -2,6 +2,8 @@
 
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,7 +13,7 @@ from rich.table import Table
 
 from tarn.cli.console import CONSOLE, print_table, say
 from tarn.errors import TarnError
-from tarn.settings import settings
+from tarn.settings import find_project, settings
 
 if TYPE_CHECKING:
     from tarn.ingestion.check import SystemCheck, TableCheck
@@ -21,6 +23,27 @@ _LONGEST_VALUE = 40
 _NUMBERS = ("bigint", "integer", "double")
 _NARROW = 12
 """Below so many characters a column a row is shown on several lines."""
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+def init(folder: Path) -> None:
+    """Make an empty project in a folder; a clone of one is made ready to run."""
+    from tarn.scaffold.project import make_project
+
+    try:
+        made = make_project(folder)
+    except OSError as error:
+        raise TarnError(f"cannot write: {error.strerror}", str(folder)) from error
+    if not made:
+        return say(f"{folder} is a project already; its dbt now finds the engine.")
+    enter = "" if folder.resolve() == Path.cwd() else f"  cd {folder}\n"
+    say(
+        f"Made a project of {len(made)} files in {folder}.\n\nNext:\n{enter}"
+        "  tarn source new sql_database NAME --connection ADDRESS\n"
+        "  tarn ingest\n"
+        "  tarn build"
+    )
 
 
 @click.group()
@@ -164,3 +187,11 @@ def _brief(value: Any) -> str:
 
 def _row(row: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}: {_brief(value)}" for name, value in row.items())
+
+
+def relink() -> None:
+    """See to it that dbt finds the engine's macros, if this is a project that installs it."""
+    from tarn.scaffold.link import link_engine
+
+    with suppress(TarnError):
+        link_engine(find_project(Path.cwd()))
