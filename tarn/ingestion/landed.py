@@ -19,8 +19,6 @@ from tarn.storage.lake import Lake
 LOAD_ID = "_load_id"
 LOADED_AT = "_loaded_at"
 SOURCE_FILE = "_source_file"
-PLACE = "_place"
-"""Column of delivered rows that says where each stands in its source. It is never stored."""
 _LOG_PRECISION = timedelta(milliseconds=1)
 MEMORY = "512MB"
 """What DuckDB may hold for all tables that are being loaded, before it spills."""

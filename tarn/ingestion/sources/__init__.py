@@ -46,15 +46,6 @@ class Extract:
 
 
 @dataclass(frozen=True)
-class Rejected:
-    """Something in a source that could not even be parsed; it counts as read and quarantined."""
-
-    row: Mapping[str, Any]
-    reason: str
-    place: str
-
-
-@dataclass(frozen=True)
 class Offered:
     """A table that a system has, as its declaration would name it."""
 
