@@ -19,6 +19,8 @@ from tarn.storage.lake import Lake
 LOAD_ID = "_load_id"
 LOADED_AT = "_loaded_at"
 SOURCE_FILE = "_source_file"
+PLACE = "_place"
+"""Where a delivered row stands in its source: `orders.csv:17`. Only the quarantine keeps it."""
 _LOG_PRECISION = timedelta(milliseconds=1)
 MEMORY = "512MB"
 """What DuckDB may hold for all tables that are being loaded, before it spills."""

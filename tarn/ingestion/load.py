@@ -27,7 +27,7 @@ from tarn.ingestion.ledger import Counts
 from tarn.ingestion.masking import causes
 from tarn.ingestion.objects import ID, ROOT_ID, Unpacked, unpack
 from tarn.ingestion.quarantine import Quarantine
-from tarn.ingestion.sources import BATCH_ROWS, Extract, ReadAgainError, Source
+from tarn.ingestion.sources import BATCH_ROWS, Extract, ReadAgainError, Rejected, Source
 from tarn.progress import Task
 from tarn.storage.duck import literal, quoted
 from tarn.storage.predicates import any_of
@@ -241,12 +241,17 @@ def _load_objects(
     folder.mkdir(parents=True)
     source = extract.open()
     assert isinstance(source, DltSource)
-    tables = unpack(source, table, folder, spec.columns, bool(spec.primary_key), load.desk)
-    if not tables:
+    tables, rejected = unpack(
+        source, table, folder, spec.columns, bool(spec.primary_key), load.desk
+    )
+    if not tables and not rejected:
         return [_nothing_came(load, terms, landed)]
+    if not tables:
+        only = replace(extract, open=lambda: dlt.resource(rejected, name=table))
+        return [_load_rows(load, terms, only, landed, task)]
     root, *children = tables
     keyed = replace(terms, keys=spec.primary_key or (ID,), is_objects=True)
-    rows = replace(extract, open=_resource(root), types=root.types, is_objects=False)
+    rows = replace(extract, open=_resource(root, rejected), types=root.types, is_objects=False)
     intake = Intake(load, keyed, rows, landed, task)
     try:
         with _telling(intake):
@@ -286,8 +291,10 @@ def _read(file: Path) -> pa.RecordBatchReader:
     return pa.RecordBatchReader.from_batches(opened.schema_arrow, opened.iter_batches(BATCH_ROWS))
 
 
-def _resource(table: Unpacked, condition: str = "true") -> Callable[[], DltResource]:
-    return lambda: dlt.resource(table.batches(condition), name=table.name)
+def _resource(
+    table: Unpacked, rejected: Sequence[Rejected] = (), condition: str = "true"
+) -> Callable[[], DltResource]:
+    return lambda: dlt.resource(chain(rejected, table.batches(condition)), name=table.name)
 
 
 def _load_child(parent: Intake, child: Unpacked, waiting: Path) -> Loaded:
@@ -300,7 +307,7 @@ def _load_child(parent: Intake, child: Unpacked, waiting: Path) -> Loaded:
     child_terms = replace(terms, name=name, spec=spec, keys=(ID,))
     wanted = f"{ROOT_ID} in (select {ID} from read_parquet({literal(str(waiting))}))"
     rejected = f"{ROOT_ID} in ({', '.join(map(literal, parent.quarantine.values(ID))) or 'null'})"
-    extract = Extract(_resource(child, wanted), types=child.types)
+    extract = Extract(_resource(child, condition=wanted), types=child.types)
     loaded = _load_rows(load, child_terms, extract, Landed(load.desk, name), parent.task)
     quarantine = Quarantine(load.desk, name, load.load_id, load.at)
     for batch in child.batches(rejected):
@@ -308,7 +315,8 @@ def _load_child(parent: Intake, child: Unpacked, waiting: Path) -> Loaded:
         quarantine.add(batch, [reason] * batch.num_rows)
     counts = loaded.counts
     quarantine.hold()
-    counts.quarantined += (fresh := quarantine.commit(load.transaction))
+    fresh = quarantine.commit(load.transaction, bool(counts.accepted))
+    counts.quarantined += fresh
     counts.deduplicated += child.rows() - counts.read - fresh
     counts.read = child.rows()
     return loaded

@@ -22,12 +22,25 @@ class ReadAgainError(Exception):
 
 
 @dataclass(frozen=True)
+class Rejected:
+    """What could not even be parsed: a ragged line, broken JSON, a whole file. A resource may
+    give it between its batches or objects; it counts as read, and goes to quarantine."""
+
+    row: Mapping[str, Any]
+    """As much of it as is known, by name."""
+    reason: str
+    place: str
+    """`orders.csv:17`, or the file alone."""
+
+
+@dataclass(frozen=True)
 class Extract:
     """What one table of a source gives in one load."""
 
     open: Callable[[], DltResource | DltSource]
     """A resource of Arrow batches that all have one schema; called again to read anew. With
-    `is_objects` a source whose resource of the table's name gives dictionaries."""
+    `is_objects` a source whose resource of the table's name gives dictionaries. Either may have
+    a text `_place`, and `Rejected` among them."""
     is_objects: bool = False
     types: Mapping[str, pa.DataType] = field(default_factory=dict)
     """Types that the source declares where its batches carry others."""
