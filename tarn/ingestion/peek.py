@@ -7,6 +7,7 @@ columns it has in the lake: so what a load would refuse is refused here.
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -76,7 +77,8 @@ class Peek:
         source.resources[root].add_limit(limit, count_rows=True)
         with TemporaryDirectory() as folder:
             keyed = bool(spec.primary_key)
-            for each in unpack(source, root, Path(folder), spec.columns, keyed, self.nothing):
+            tables, rejected = unpack(source, root, Path(folder), spec.columns, keyed, self.nothing)
+            for each in tables:
                 is_root = each.name == root
                 its = replace(
                     terms,
@@ -85,18 +87,19 @@ class Peek:
                     keys=(is_root and spec.primary_key) or (ID,),
                     is_objects=True,
                 )
-                yield self._sifted(_take(each.batches(), limit), each.types, its)
+                taken = _take(chain(rejected if is_root else [], each.batches()), limit)
+                yield self._sifted(taken, each.types, its)
 
     def _sifted(self, taken: "_Taken", types: Mapping[str, pa.DataType], terms: Terms) -> Seen:
         table = terms.name.partition(".")[2]
         if not taken.batches:
             return Seen(table, pa.table({}), tuple(taken.rejected), True, ())
         known = Landed(self.lake, terms.name).schema if self.lake else None
-        agreed = shape(_placeless(taken.batches[0]).schema, types, known, terms)
+        agreed = shape(taken.batches[0].schema, types, known, terms)
         good, rejected = [], list(taken.rejected)
         with closing(Sieve(agreed, terms)) as sieve:
             for batch in taken.batches:
-                sifted = sieve.sift(_placeless(batch))
+                sifted = sieve.sift(batch)
                 good.append(sifted.good)
                 rejected += map(_rejected, sifted.bad.to_pylist(), sifted.reasons)
             if taken.is_all:
@@ -150,10 +153,6 @@ def _take(items: Iterable[Any], limit: int) -> _Taken:
             if rows >= limit:
                 return _Taken(batches, rejected, is_all=False)
     return _Taken(batches, rejected, is_all=True)
-
-
-def _placeless(batch: pa.RecordBatch) -> pa.RecordBatch:
-    return batch.drop_columns([PLACE]) if PLACE in batch.schema.names else batch
 
 
 def _rejected(row: Mapping[str, Any], reason: str) -> Rejected:
