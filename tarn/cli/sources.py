@@ -1,6 +1,7 @@
 """The verbs by which a new system is connected: looked at, declared, checked."""
 
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -18,7 +19,10 @@ from tarn.settings import find_project, settings
 if TYPE_CHECKING:
     from tarn.ingestion.check import SystemCheck, TableCheck
     from tarn.ingestion.peek import Seen
+    from tarn.scaffold.system import NewSystem
 
+_FEW = 6
+"""So many files of a folder are named one by one."""
 _LONGEST_VALUE = 40
 _NUMBERS = ("bigint", "integer", "double")
 _NARROW = 12
@@ -49,6 +53,48 @@ def init(folder: Path) -> None:
 @click.group()
 def source() -> None:
     """Source systems: connect a new one, look at its rows, check that it can be loaded."""
+
+
+@source.command()
+@click.argument("kind")
+@click.argument("system")
+@click.option(
+    "--connection", metavar="ADDRESS", help="Of the live system; else a template is written."
+)
+@click.option("--tables", multiple=True, metavar="PATTERN", help="Only tables called so.")
+@click.option("--dim", multiple=True, metavar="PATTERN", help="Make marts dim_… of these tables.")
+@click.option("--fct", multiple=True, metavar="PATTERN", help="Make marts fct_… of these tables.")
+@click.option("--save-secret", is_flag=True, help="Put what is secret into secrets.env.")
+@click.option("--force", is_flag=True, help="Write over files that are there already.")
+def new(
+    kind: str,
+    system: str,
+    connection: str | None,
+    tables: Sequence[str],
+    dim: Sequence[str],
+    fct: Sequence[str],
+    save_secret: bool,
+    force: bool,
+) -> None:
+    """Declare a system, and write the models that read it.
+
+    KIND is what it is, as sql_database; SYSTEM is what it will be called. PATTERN may have * and ?.
+    """
+    from tarn.scaffold.files import write
+    from tarn.scaffold.project import refresh_schema
+    from tarn.scaffold.system import Wanted, keep_secrets, new_system
+
+    home = settings()
+    marts = {"dim": dim, "fct": fct}
+    if connection is None and (tables or dim or fct or save_secret):
+        raise TarnError("without --connection only a template is written, no tables or marts")
+    with CONSOLE.status(f"asking {system}"):
+        made = new_system(Wanted(kind, system, connection, tables, marts), home)
+    write(home.project_dir, made.files, force)
+    refresh_schema(home.project_dir)
+    if save_secret:
+        keep_secrets(made.variables, home)
+    _tell_new(system, made, save_secret)
 
 
 @source.command()
@@ -98,6 +144,34 @@ def preview(system: str, table: str | None, limit: int) -> None:
                 error = told(failure, opened.declared, ("tables", name), secrets)
                 click.echo(click.style("failed: ", fg="red", bold=True) + error, err=True)
     sys.exit(failed)
+
+
+def _tell_new(system: str, made: "NewSystem", is_saved: bool) -> None:
+    """What was written, and what to do next."""
+    folders = Counter(name.rpartition("/")[0] for name in made.files)
+    files = (n for n, text in made.files.items() if folders[n.rpartition("/")[0]] <= _FEW)
+    say("Written:")
+    for name in files:
+        say(f"  {name}")
+    for folder, count in folders.items():
+        if count > _FEW:
+            say(f"  {folder}/  ({count} files)")
+    for note in made.notes:
+        say(note)
+    for variable in made.variables:
+        if is_saved:
+            say(f"\n{variable} is kept in secrets.env, which git must ignore.")
+        else:
+            say(f"\nThe address holds a secret, so it was not written. Put it into {variable}:")
+            say(f"  export {variable}=… or a line {variable}=… in secrets.env")
+    steps = ["tarn ingest", "tarn build"] if made.tables else []
+    say("\nNext:")
+    say(
+        f"  edit ingestion/{system}.yml: what it is, who owns it"
+        + ("" if steps else ", its tables")
+    )
+    for step in [f"tarn source check {system}", *steps]:
+        say(f"  {step}")
 
 
 def _tell(found: "SystemCheck") -> None:

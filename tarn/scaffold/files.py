@@ -1,5 +1,6 @@
 """Files that are written for a user: made from templates, and never over what is there."""
 
+import json
 import re
 from collections.abc import Mapping
 from functools import cache
@@ -64,10 +65,12 @@ def _templates() -> Environment:
 
 
 def _yaml(value: Any) -> str:
-    """A value in YAML, on one line."""
+    """A value in YAML, on one line; quotes are double."""
     text = yaml.safe_dump(
         value, default_flow_style=True, width=float("inf"), allow_unicode=True, sort_keys=False
     )
+    if text.startswith("'"):
+        return json.dumps(value, ensure_ascii=False)
     return text.strip().removesuffix("...").strip()
 
 

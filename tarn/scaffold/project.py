@@ -50,10 +50,15 @@ def make_project(folder: Path) -> list[str]:
     }
     files = {path: render(f"project/{name}", **values) for path, name in _FILES.items()}
     files |= {f"{path}/.gitkeep": "" for path in _EMPTY}
-    files[f"{FOLDER}/{SCHEMA_FILE}"] = schema_text()
     write(folder, files)
+    refresh_schema(folder)
     link_engine(folder)
     return list(files)
+
+
+def refresh_schema(project: Path) -> None:
+    """Write the JSON Schema that editors check declarations by, as this engine has it."""
+    write(project, {f"{FOLDER}/{SCHEMA_FILE}": schema_text()}, force=True)
 
 
 def _identifier(name: str) -> str:
