@@ -83,9 +83,9 @@ def ingest(systems: Sequence[str] = (), console: Console | None = None) -> list[
     home = settings()
     chosen = declared(home.project_dir / FOLDER, systems)
     lake = Lake.open(home)
-    _quiet_dlt()
+    quiet_dlt()
     # Here, not side by side: two threads that import pandas at once fail.
-    kinds = {each.system.kind: _source(each.system.kind) for each in chosen}
+    kinds = {each.system.kind: source_class(each.system.kind) for each in chosen}
     with (
         progress(console or Console(quiet=True)) as shown,
         workspace(home.work_dir) as folder,
@@ -132,7 +132,7 @@ class _Run:
             wanted = wanted.resolved(self.home)
             source = kind(wanted, self.home)
         except Exception as failure:
-            error = _told(failure, wanted, ("connection",), ())
+            error = told(failure, wanted, ("connection",), ())
             self.shown.task(wanted.name).end(f"failed: {error}")
             names = wanted.system.tables
             return [_failed(wanted.name, name, load.at, error) for name in names], error
@@ -147,7 +147,7 @@ class _Run:
             loaded = load_table(load, source, wanted, table, task)
         except Exception as failure:
             log.debug("%s.%s", wanted.name, table, exc_info=True)
-            error = _told(failure, wanted, ("tables", table), source.secrets)
+            error = told(failure, wanted, ("tables", table), source.secrets)
             task.end(f"failed: {error}")
             return [_failed(wanted.name, table, began, error)]
         tables = [_result(each, wanted.name, began) for each in loaded]
@@ -155,7 +155,8 @@ class _Run:
         return tables
 
 
-def _source(kind: str) -> Kind:
+def source_class(kind: str) -> Kind:
+    """What opens a system of a kind; imports its drivers."""
     module, _, name = _SOURCES[kind].partition(":")
     source: Kind = getattr(import_module(f"tarn.ingestion.sources.{module}"), name)
     return source
@@ -170,7 +171,7 @@ def _failed(system: str, table: str, began: datetime, error: str) -> TableLoad:
     return TableLoad(system, table, "failed", Counts(), began, now(), error)
 
 
-def _told(failure: Exception, wanted: Declared, at: Sequence[str], secrets: Collection[str]) -> str:
+def told(failure: Exception, wanted: Declared, at: Sequence[str], secrets: Collection[str]) -> str:
     """One message: what, where, and what to do, without secrets."""
     where = f"{wanted.name} ({wanted.file.where(*at)})"
     is_told = any(isinstance(cause, TarnError) for cause in causes(failure))
@@ -194,7 +195,7 @@ def new_load_id() -> str:
     return f"{time_ns() // 1_000_000:012x}-{os.urandom(5).hex()}"
 
 
-def _quiet_dlt() -> None:
+def quiet_dlt() -> None:
     """dlt calls its makers and logs by default, addresses included."""
     dlt.config["runtime.dlthub_telemetry"] = False
     dlt.config["runtime.log_level"] = "CRITICAL"

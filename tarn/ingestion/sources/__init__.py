@@ -70,6 +70,8 @@ class Offered:
     """Type of each column in the lake by name, in YAML's words."""
     description: str = ""
     """What the system itself says of the table."""
+    comments: Mapping[str, str] = field(default_factory=dict)
+    """What it says of columns, by their name in the lake."""
 
 
 class Source(Protocol):

@@ -19,7 +19,14 @@ from tarn.errors import TarnError
 from tarn.ingestion.declarations import Declared
 from tarn.ingestion.declarations.sql_database import SqlTable
 from tarn.ingestion.landed import Landed
-from tarn.ingestion.sources import BATCH_ROWS, Extract, ReadAgainError, Source, column_names
+from tarn.ingestion.sources import (
+    BATCH_ROWS,
+    Extract,
+    Offered,
+    ReadAgainError,
+    Source,
+    column_names,
+)
 from tarn.settings import Settings
 from tarn.storage.duck import identifier
 from tarn.strict_yaml import nearest
@@ -56,6 +63,37 @@ class SqlDatabase(Source):
             is_unique=_is_unique(found, [columns.get(key) for key in spec.primary_key]),
             redelivered=landed.from_on(str(spec.cursor), since) if since is not None else "true",
         )
+
+    def offered(self) -> list[Offered]:
+        inspector = sa.inspect(self.engine)
+        try:
+            names = [*inspector.get_table_names(), *inspector.get_view_names()]
+        except sa.exc.DBAPIError as error:
+            raise TarnError(f"cannot open: {error.orig}", self.where) from error
+        return [self._offer(inspector, name) for name in names]
+
+    def _offer(self, inspector: sa.Inspector, name: str) -> Offered:
+        key = inspector.get_pk_constraint(name)["constrained_columns"] or []
+        columns = inspector.get_columns(name)
+        spelt = dict(
+            zip(
+                [c["name"] for c in columns],
+                column_names([c["name"] for c in columns], name),
+                strict=True,
+            )
+        )
+        spec: dict[str, Any] = {"write": "merge" if key else "replace"}
+        if key:
+            spec["primary_key"] = [spelt[part] for part in key]
+        (lake_name,) = column_names([name], name)
+        if lake_name != name:
+            spec = {"table": name, **spec}
+        comments = {spelt[c["name"]]: c.get("comment") or "" for c in columns}
+        try:
+            text = inspector.get_table_comment(name)["text"] or ""
+        except NotImplementedError:
+            text = ""
+        return Offered(lake_name, spec, {}, text, comments)
 
     def _engine(self, url: sa.URL) -> sa.Engine:
         try:
