@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 Kind: TypeAlias = Callable[[Declared, Settings], Source]
 
 SIDE_BY_SIDE = 4
+ALL = "*"
+"""Stands for the tables of a system that could not even be asked which it has."""
 INTERRUPTED = 130
 _SOURCES = {
     "sql_database": "sql_database:SqlDatabase",
@@ -131,12 +133,13 @@ class _Run:
             take_in_left(self.desk, wanted.name, load.transaction)
             wanted = wanted.resolved(self.home)
             source = kind(wanted, self.home)
+            tables = list(source.tables)
         except Exception as failure:
             error = told(failure, wanted, ("connection",), ())
             self.shown.task(wanted.name).end(f"failed: {error}")
-            names = wanted.system.tables
+            names = list(wanted.system.tables) or [ALL]
             return [_failed(wanted.name, name, load.at, error) for name in names], error
-        loads = (self._table(load, source, wanted, table) for table in source.tables)
+        loads = (self._table(load, source, wanted, table) for table in tables)
         return [table for tables in loads for table in tables], None
 
     def _table(self, load: Load, source: Source, wanted: Declared, table: str) -> list[TableLoad]:

@@ -5,6 +5,7 @@ repeatable: quarantine, then children, then the rows themselves, and last what i
 of files. Whatever a killed load left is found again by content and completed.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -32,6 +33,8 @@ from tarn.progress import Task
 from tarn.storage.duck import literal, quoted
 from tarn.storage.predicates import any_of
 from tarn.storage.writer import write
+
+log = logging.getLogger(__name__)
 
 _LISTED = 1000
 """So many rows' children are deleted in one commit."""
@@ -69,12 +72,18 @@ def load_table(
 def _load_rows(load: Load, terms: Terms, extract: Extract, landed: Landed, task: Task) -> Loaded:
     intake = Intake(load, terms, extract, landed, task)
     try:
-        written = _streamed(intake)
-    except ReadAgainError:
-        written = _streamed(intake)
+        return _done(intake, _read_through(intake))
     finally:
         intake.close()
-    return _done(intake, written)
+
+
+def _read_through(intake: Intake) -> int:
+    """Rows written. A source starts over as often as it finds a better way."""
+    while True:
+        try:
+            return _streamed(intake)
+        except ReadAgainError:
+            log.debug("%s: read again", intake.terms.name)
 
 
 def _done(intake: Intake, written: int) -> Loaded:

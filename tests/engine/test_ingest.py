@@ -342,7 +342,7 @@ def test_postgresql_lands_every_type_and_loads_on_from_its_cursor(
         "day": date(2017, 1, 1),
         "at": datetime(2017, 1, 1, 10, 0, 0, 123456),
         "instant": datetime(2017, 1, 1, 8),
-        "clock": "12:30:00.000000",
+        "clock": "12:30:00",
         "id": "a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11",
         "doc": '{"a": [1]}',
         "feeling": "calm",
