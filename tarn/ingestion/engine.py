@@ -38,7 +38,7 @@ SIDE_BY_SIDE = 4
 INTERRUPTED = 130
 _SOURCES = {
     "sql_database": "sql_database:SqlDatabase",
-    "files": "files:Files",
+    "files": "files.source:Files",
     "rest_api": "rest_api:RestApi",
     "delta_sharing": "delta_sharing:DeltaSharing",
 }
@@ -178,11 +178,11 @@ def _told(failure: Exception, wanted: Declared, at: Sequence[str], secrets: Coll
 
 def outcome(tables: Sequence[TableLoad]) -> str:
     """A table and its children in a few words."""
-    if all(table.status == "unchanged" for table in tables):
-        return "nothing new"
-    words = []
+    is_unchanged = all(table.status == "unchanged" for table in tables)
+    words = ["nothing new"] if is_unchanged else []
     for name in ("accepted", "quarantined", "deduplicated"):
-        if rows := sum(getattr(table.counts, name) for table in tables):
+        rows = sum(getattr(table.counts, name) for table in tables)
+        if rows and not is_unchanged:
             words.append(f"{rows:,} {name}")
     words += [note for table in tables for note in table.notes]
     return ", ".join(words)

@@ -23,7 +23,7 @@ from tarn.ingestion.contract import Shape, Sieve, Terms, shape
 from tarn.ingestion.landed import LOAD_ID, LOADED_AT, SOURCE_FILE, Desk, Landed
 from tarn.ingestion.ledger import Counts
 from tarn.ingestion.quarantine import Quarantine
-from tarn.ingestion.sources import BATCH_ROWS, Extract
+from tarn.ingestion.sources import BATCH_ROWS, Extract, Rejected
 from tarn.progress import Task
 from tarn.storage.duck import quoted
 
@@ -74,6 +74,7 @@ class Intake:
         batches = self._delivered()
         first = next(batches, None)
         if first is None:
+            self.quarantine.hold()
             return None
         self.shape = shape(first.schema, self.extract.types, self.landed.schema, self.terms)
         sieve = self._open.enter_context(closing(Sieve(self.shape, self.terms)))
@@ -130,6 +131,9 @@ class Intake:
         """Batches of the source; a failure in it is remembered, whoever reads the stream."""
         try:
             for item in self.extract.open():
+                if isinstance(item, Rejected):
+                    self._reject(item)
+                    continue
                 batches = item.to_batches() if isinstance(item, pa.Table) else [item]
                 if isinstance(item, pa.Table) and not batches:
                     batches = [pa.RecordBatch.from_pylist([], schema=item.schema)]
@@ -137,6 +141,11 @@ class Intake:
         except Exception as failure:
             self.failure = failure
             raise
+
+    def _reject(self, item: Rejected) -> None:
+        self.quarantine.reject(item)
+        self.counts.read += 1
+        self.task.advance(1)
 
     def _sifted(self, sieve: Sieve, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         quarantine = self.quarantine

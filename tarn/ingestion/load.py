@@ -6,7 +6,7 @@ of files. Whatever a killed load left is found again by content and completed.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -27,7 +27,7 @@ from tarn.ingestion.ledger import Counts
 from tarn.ingestion.masking import causes
 from tarn.ingestion.objects import ID, ROOT_ID, Unpacked, unpack
 from tarn.ingestion.quarantine import Quarantine
-from tarn.ingestion.sources import BATCH_ROWS, Extract, ReadAgainError, Source
+from tarn.ingestion.sources import BATCH_ROWS, Extract, ReadAgainError, Rejected, Source
 from tarn.progress import Task
 from tarn.storage.duck import literal, quoted
 from tarn.storage.predicates import any_of
@@ -69,18 +69,18 @@ def load_table(
 def _load_rows(load: Load, terms: Terms, extract: Extract, landed: Landed, task: Task) -> Loaded:
     intake = Intake(load, terms, extract, landed, task)
     try:
-        written = _streamed(intake)
-    except ReadAgainError:
-        written = _streamed(intake)
+        while True:
+            with suppress(ReadAgainError):
+                return _done(intake, _streamed(intake))
     finally:
         intake.close()
-    return _done(intake, written)
 
 
 def _done(intake: Intake, written: int) -> Loaded:
     intake.settle(written)
     table = intake.terms.name.partition(".")[2]
-    return Loaded(table, intake.counts, intake.shape.notes if intake.shape else ())
+    notes = intake.shape.notes if intake.shape else ()
+    return Loaded(table, intake.counts, (*notes, *intake.extract.notes))
 
 
 @contextmanager
@@ -241,12 +241,17 @@ def _load_objects(
     folder.mkdir(parents=True)
     source = extract.open()
     assert isinstance(source, DltSource)
-    tables = unpack(source, table, folder, spec.columns, bool(spec.primary_key), load.desk)
+    tables, rejected = unpack(
+        source, table, folder, spec.columns, bool(spec.primary_key), load.desk
+    )
+    if not tables and not rejected:
+        return [_nothing_came(load, terms, landed, extract)]
     if not tables:
-        return [_nothing_came(load, terms, landed)]
+        only = replace(extract, open=lambda: dlt.resource(rejected, name=table))
+        return [_load_rows(load, terms, only, landed, task)]
     root, *children = tables
     keyed = replace(terms, keys=spec.primary_key or (ID,), is_objects=True)
-    rows = replace(extract, open=_resource(root), types=root.types, is_objects=False)
+    rows = replace(extract, open=_resource(root, rejected), types=root.types, is_objects=False)
     intake = Intake(load, keyed, rows, landed, task)
     try:
         with _telling(intake):
@@ -257,14 +262,14 @@ def _load_objects(
     return loaded
 
 
-def _nothing_came(load: Load, terms: Terms, landed: Landed) -> Loaded:
+def _nothing_came(load: Load, terms: Terms, landed: Landed, extract: Extract) -> Loaded:
     """No object at all, so not even columns are known."""
     if terms.spec.write == "replace" and landed.table is not None and landed.rows:
         _check_may_empty(landed, terms)
         empty = pa.schema(landed.table.schema().to_arrow()).empty_table()
         properties = _properties(load, terms)
         write(load.desk.lake, landed.name, empty, mode="replace", properties=properties)
-    return Loaded(terms.name.partition(".")[2], Counts())
+    return Loaded(terms.name.partition(".")[2], Counts(), tuple(extract.notes))
 
 
 def _with_children(intake: Intake, children: Sequence[Unpacked], folder: Path) -> list[Loaded]:
@@ -286,8 +291,10 @@ def _read(file: Path) -> pa.RecordBatchReader:
     return pa.RecordBatchReader.from_batches(opened.schema_arrow, opened.iter_batches(BATCH_ROWS))
 
 
-def _resource(table: Unpacked, condition: str = "true") -> Callable[[], DltResource]:
-    return lambda: dlt.resource(table.batches(condition), name=table.name)
+def _resource(
+    table: Unpacked, rejected: Sequence[Rejected] = (), condition: str = "true"
+) -> Callable[[], DltResource]:
+    return lambda: dlt.resource(chain(rejected, table.batches(condition)), name=table.name)
 
 
 def _load_child(parent: Intake, child: Unpacked, waiting: Path) -> Loaded:
@@ -300,7 +307,7 @@ def _load_child(parent: Intake, child: Unpacked, waiting: Path) -> Loaded:
     child_terms = replace(terms, name=name, spec=spec, keys=(ID,))
     wanted = f"{ROOT_ID} in (select {ID} from read_parquet({literal(str(waiting))}))"
     rejected = f"{ROOT_ID} in ({', '.join(map(literal, parent.quarantine.values(ID))) or 'null'})"
-    extract = Extract(_resource(child, wanted), types=child.types)
+    extract = Extract(_resource(child, condition=wanted), types=child.types)
     loaded = _load_rows(load, child_terms, extract, Landed(load.desk, name), parent.task)
     quarantine = Quarantine(load.desk, name, load.load_id, load.at)
     for batch in child.batches(rejected):
@@ -308,7 +315,8 @@ def _load_child(parent: Intake, child: Unpacked, waiting: Path) -> Loaded:
         quarantine.add(batch, [reason] * batch.num_rows)
     counts = loaded.counts
     quarantine.hold()
-    counts.quarantined += (fresh := quarantine.commit(load.transaction))
+    fresh = quarantine.commit(load.transaction)
+    counts.quarantined += fresh
     counts.deduplicated += child.rows() - counts.read - fresh
     counts.read = child.rows()
     return loaded

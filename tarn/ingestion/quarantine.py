@@ -19,7 +19,8 @@ import pyarrow as pa
 from obstore.exceptions import NotFoundError
 
 from tarn.errors import TarnError
-from tarn.ingestion.landed import LOAD_ID, LOADED_AT, Desk
+from tarn.ingestion.landed import LOAD_ID, LOADED_AT, PLACE, Desk
+from tarn.ingestion.sources import Rejected
 from tarn.storage.duck import literal, select_from
 from tarn.storage.lake import OWN_SCHEMA
 from tarn.storage.writer import write
@@ -52,6 +53,12 @@ class Quarantine:
         texts = {"_reason": pa.array(reasons, pa.string()), "_row": self._as_json(rows)}
         self.rows.append(pa.table(texts))
 
+    def reject(self, item: Rejected) -> None:
+        """Take what could not be parsed."""
+        self.count += 1
+        row = json.dumps({**item.row, PLACE: item.place})
+        self.rows.append(pa.table({"_reason": [item.reason], "_row": [row]}))
+
     def hold(self) -> None:
         """Make the rows safe. Writes no Delta."""
         if not self.rows:
@@ -76,7 +83,7 @@ class Quarantine:
     def values(self, column: str) -> list[str]:
         """What the rejected rows hold in a column, as text."""
         texts = (text.as_py() for rows in self.rows for text in rows["_row"])
-        return [str(json.loads(text)[column]) for text in texts]
+        return [str(row[column]) for row in map(json.loads, texts) if column in row]
 
     def _as_json(self, rows: pa.RecordBatch) -> pa.Array:
         with self.desk.session() as connection:

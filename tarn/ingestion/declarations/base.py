@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, WithJsonSchema, field_validator, mod
 from tarn.ingestion.types import TYPE_PATTERN, named
 from tarn.strict_yaml import Spec
 
-_RESERVED = ("_load_id", "_loaded_at", "_source_file")
+_RESERVED = ("_load_id", "_loaded_at", "_source_file", "_place")
 
 Name: TypeAlias = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 
