@@ -40,7 +40,7 @@ ALL = "*"
 INTERRUPTED = 130
 _SOURCES = {
     "sql_database": "sql_database:SqlDatabase",
-    "files": "files:Files",
+    "files": "files.source:Files",
     "rest_api": "rest_api:RestApi",
     "delta_sharing": "delta_sharing:DeltaSharing",
     "media": "media:Media",
@@ -183,11 +183,11 @@ def told(failure: Exception, wanted: Declared, at: Sequence[str], secrets: Colle
 
 def outcome(tables: Sequence[TableLoad]) -> str:
     """A table and its children in a few words."""
-    if all(table.status == "unchanged" for table in tables):
-        return "nothing new"
-    words = []
+    is_unchanged = all(table.status == "unchanged" for table in tables)
+    words = ["nothing new"] if is_unchanged else []
     for name in ("accepted", "quarantined", "deduplicated"):
-        if rows := sum(getattr(table.counts, name) for table in tables):
+        rows = sum(getattr(table.counts, name) for table in tables)
+        if rows and not is_unchanged:
             words.append(f"{rows:,} {name}")
     words += [note for table in tables for note in table.notes]
     return ", ".join(words)

@@ -31,7 +31,7 @@ class Desk:
     DuckDB longer than most of what it is asked."""
 
     def __init__(self, lake: Lake, folder: Path) -> None:
-        self.lake = lake
+        self.lake, self.folder = lake, folder
         self._connection = duckdb.connect()
         self._connection.execute(f"set memory_limit = '{MEMORY}'")
         self._connection.execute("set temp_directory = ?", [str(folder)])

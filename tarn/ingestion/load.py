@@ -89,7 +89,8 @@ def _read_through(intake: Intake) -> int:
 def _done(intake: Intake, written: int) -> Loaded:
     intake.settle(written)
     table = intake.terms.name.partition(".")[2]
-    return Loaded(table, intake.counts, intake.shape.notes if intake.shape else ())
+    notes = intake.shape.notes if intake.shape else ()
+    return Loaded(table, intake.counts, (*notes, *intake.extract.notes))
 
 
 @contextmanager
@@ -254,7 +255,7 @@ def _load_objects(
         source, table, folder, spec.columns, bool(spec.primary_key), load.desk
     )
     if not tables and not rejected:
-        return [_nothing_came(load, terms, landed)]
+        return [_nothing_came(load, terms, landed, extract)]
     if not tables:
         only = replace(extract, open=lambda: dlt.resource(rejected, name=table))
         return [_load_rows(load, terms, only, landed, task)]
@@ -271,14 +272,14 @@ def _load_objects(
     return loaded
 
 
-def _nothing_came(load: Load, terms: Terms, landed: Landed) -> Loaded:
+def _nothing_came(load: Load, terms: Terms, landed: Landed, extract: Extract) -> Loaded:
     """No object at all, so not even columns are known."""
     if terms.spec.write == "replace" and landed.table is not None and landed.rows:
         _check_may_empty(landed, terms)
         empty = pa.schema(landed.table.schema().to_arrow()).empty_table()
         properties = _properties(load, terms)
         write(load.desk.lake, landed.name, empty, mode="replace", properties=properties)
-    return Loaded(terms.name.partition(".")[2], Counts())
+    return Loaded(terms.name.partition(".")[2], Counts(), tuple(extract.notes))
 
 
 def _with_children(intake: Intake, children: Sequence[Unpacked], folder: Path) -> list[Loaded]:
