@@ -44,6 +44,7 @@ _SOURCES = {
     "rest_api": "rest_api:RestApi",
     "delta_sharing": "delta_sharing:DeltaSharing",
     "media": "media:Media",
+    "table": "table:ForeignTables",
 }
 """Class of each kind, imported only where a system needs it: each brings its drivers."""
 
