@@ -57,16 +57,17 @@ class Quarantine:
         if not self.rows:
             return
         lake = self.desk.lake
-        target = f"{lake.root}/{self.file}"
+        target = self.desk.held(self.file)
+        is_on_disk = lake.is_local or lake.is_rehearsal
         # On disk a file of its final name is whole; an object store does that by itself.
-        draft = f"{target}{_DRAFT}" if lake.is_local else target
-        if lake.is_local:
+        draft = f"{target}{_DRAFT}" if is_on_disk else target
+        if is_on_disk:
             Path(target).parent.mkdir(parents=True, exist_ok=True)
         with self.desk.session() as connection:
             connection.register("rejected", pa.concat_tables(self.rows))
             marks = {"load_id": self.load_id, "at": self.at}
             connection.execute(f"copy ({_IDENTIFIED}) to {literal(draft)} (format parquet)", marks)
-        if lake.is_local:
+        if is_on_disk:
             Path(draft).rename(target)
 
     def commit(self, transaction: tuple[str, int]) -> int:
@@ -99,7 +100,7 @@ def take_in_left(desk: Desk, system: str, transaction: tuple[str, int]) -> None:
 def _take_in(desk: Desk, raw: str, file: str, transaction: tuple[str, int]) -> int:
     """Rows of a file that the quarantine lacks go there; how many they were."""
     name = raw.replace("raw_", "quarantine_", 1)
-    held = f"from read_parquet({literal(f'{desk.lake.root}/{file}')})"
+    held = f"from read_parquet({literal(desk.held(file))})"
 
     def fresh() -> pa.Table:
         known = desk.lake.table(name)
@@ -117,8 +118,9 @@ def _take_in(desk: Desk, raw: str, file: str, transaction: tuple[str, int]) -> i
             properties={"tarn.system": raw.partition(".")[0].removeprefix("raw_")},
             transaction=transaction,
         ).rows
-    with suppress(NotFoundError):
-        obstore.delete(desk.lake.objects, file)
+    if not desk.lake.is_rehearsal:
+        with suppress(NotFoundError):
+            obstore.delete(desk.lake.objects, file)
     return rows
 
 

@@ -2,7 +2,7 @@
 sends it; any other through SQLAlchemy. dlt's `sql_table` drives both."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime, time
+from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from tarn.errors import TarnError
 from tarn.ingestion.declarations import Declared
 from tarn.ingestion.declarations.sql_database import SqlTable
 from tarn.ingestion.landed import Landed
+from tarn.ingestion.options import Span
 from tarn.ingestion.sources import BATCH_ROWS, Extract, ReadAgainError, Source, column_names
 from tarn.settings import Settings
 from tarn.storage.duck import identifier
@@ -47,6 +48,8 @@ class SqlDatabase(Source):
         columns = dict(zip(names, found.columns, strict=True))
         since = landed.maximum(spec.cursor) if spec.cursor else None
         condition = None
+        if landed.span and spec.cursor in columns:
+            condition = self._within(columns[spec.cursor], landed.span)
         if since is not None and spec.cursor in columns:
             condition = self._from_on(columns[spec.cursor], since)
         reading = _Reading(self.engine, self.url, found, columns, condition)
@@ -88,6 +91,20 @@ class SqlDatabase(Source):
             address = self.url.render_as_string(hide_password=True)
             fix = "check that the database runs and that address, name and password are right"
             raise TarnError(f"cannot open {address}: {reason}", self.where, fix) from error
+
+    def _within(self, column: sa.Column[Any], span: Span) -> sa.ColumnElement[bool] | None:
+        """The rows of a span; None where the database may compare otherwise than we do. More rows
+        than those do no harm."""
+        kind = next((arrow for known, arrow in _SPANNED if isinstance(column.type, known)), None)
+        if kind is None:
+            return None
+        low, high = span.bounds(kind)
+        if self.url.get_backend_name() == "sqlite" and isinstance(low, date):
+            days = low.strftime("%Y-%m-%d"), (high + timedelta(days=1)).strftime("%Y-%m-%d")
+            return sa.type_coerce(column, sa.Text).between(*days)
+        if isinstance(low, datetime) and getattr(column.type, "timezone", False):
+            low, high = low.replace(tzinfo=UTC), high.replace(tzinfo=UTC)
+        return column.between(sa.literal(low, column.type), sa.literal(high, column.type))
 
     def _from_on(self, column: sa.Column[Any], since: Any) -> sa.ColumnElement[bool]:
         """The rows whose cursor is `since` or higher, and those that have none."""
@@ -252,6 +269,12 @@ def _sqlite_text(since: Any) -> str:
     return since.replace(microsecond=0).isoformat(sep=" ")
 
 
+_SPANNED: tuple[tuple[type[sa.types.TypeEngine[Any]], pa.DataType], ...] = (
+    (sa.Integer, pa.int64()),
+    (sa.Date, pa.date32()),
+    (sa.DateTime, pa.timestamp("us")),
+)
+"""Types of cursors by whose values a database can be asked for a span."""
 _SQLITE: tuple[tuple[type[sa.types.TypeEngine[Any]], str, pa.DataType], ...] = (
     (sa.Boolean, "0", pa.bool_()),
     (sa.Integer, "0", pa.int64()),
