@@ -42,6 +42,8 @@ class RestApi(Source):
     def extract(self, table: str, landed: Landed) -> Extract:
         spec = self.declared.system.tables[table]
         since = landed.maximum(spec.cursor) if spec.cursor else None
+        if landed.span and (moments := landed.span.moments()):
+            since = moments[0]
         return Extract(lambda: self._source(table, since), is_objects=True)
 
     def _source(self, table: str, since: Any) -> DltSource:

@@ -5,7 +5,7 @@ their server writes; any other through SQLAlchemy.
 """
 
 from collections.abc import Mapping
-from datetime import UTC, datetime, time
+from datetime import UTC, date, datetime, time, timedelta
 from functools import cached_property
 from typing import Any
 
@@ -17,6 +17,7 @@ from tarn.ingestion.declarations import Declared
 from tarn.ingestion.declarations.base import Table
 from tarn.ingestion.declarations.sql_database import SqlTable
 from tarn.ingestion.landed import Landed
+from tarn.ingestion.options import Span
 from tarn.ingestion.sources import Extract, Offered, Source
 from tarn.ingestion.sources.sql_database.addresses import engine_of, opened, reason, shown, url_of
 from tarn.ingestion.sources.sql_database.choices import (
@@ -95,7 +96,9 @@ class SqlDatabase(Source):
     def _query(self, table: str, found: Found, spec: SqlTable, landed: Landed) -> Extract:
         """The rows from the highest cursor on, or all."""
         since, condition = None, None
-        if spec.cursor in found.columns:
+        if landed.span and spec.cursor in found.columns:
+            condition = self._within(found.columns[str(spec.cursor)], landed.span)
+        elif spec.cursor in found.columns:
             since = watermark(landed, str(spec.cursor))
         if since is not None:
             since = self._before(table, since, spec)
@@ -138,6 +141,20 @@ class SqlDatabase(Source):
             where = self.declared.file.where("tables", table, "overlap")
             raise TarnError(str(error), where) from error
 
+    def _within(self, column: sa.Column[Any], span: Span) -> sa.ColumnElement[bool] | None:
+        """The rows of a span; None where the database may compare otherwise than we do. More rows
+        than those do no harm."""
+        kind = next((arrow for known, arrow in _SPANNED if isinstance(column.type, known)), None)
+        if kind is None:
+            return None
+        low, high = span.bounds(kind)
+        if self.url.get_backend_name() == "sqlite" and isinstance(low, date):
+            days = low.strftime("%Y-%m-%d"), (high + timedelta(days=1)).strftime("%Y-%m-%d")
+            return sa.type_coerce(column, sa.Text).between(*days)
+        if isinstance(low, datetime) and getattr(column.type, "timezone", False):
+            low, high = low.replace(tzinfo=UTC), high.replace(tzinfo=UTC)
+        return column.between(sa.literal(low, column.type), sa.literal(high, column.type))
+
     def _from_on(self, column: sa.Column[Any], since: Any) -> sa.ColumnElement[bool]:
         """The rows whose cursor is `since` or higher, and those that have none."""
         if self.url.get_backend_name() == "sqlite":
@@ -149,6 +166,14 @@ class SqlDatabase(Source):
                 since = since.replace(tzinfo=UTC)
             condition = column >= sa.literal(since, column.type)
         return sa.or_(condition, column.is_(None)) if column.nullable else condition
+
+
+_SPANNED: tuple[tuple[type[sa.types.TypeEngine[Any]], pa.DataType], ...] = (
+    (sa.Integer, pa.int64()),
+    (sa.Date, pa.date32()),
+    (sa.DateTime, pa.timestamp("us")),
+)
+"""Types of cursors by whose values a database can be asked for a span."""
 
 
 def _sqlite_text(since: Any) -> str:
