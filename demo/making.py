@@ -16,7 +16,7 @@ from demo.source import report
 RECIPE = 1
 """Raise it when what is made changes: older data is then made anew."""
 
-PARTS = ("pos.db", "catalogue", "marketing.json", "market_research")
+PARTS = ("pos.db", "catalogue", "marketing.json", "market_research", "trends.json", "crm.json")
 """What is made in the run folder."""
 
 
@@ -61,9 +61,10 @@ def make(run: Path) -> None:
 
 def _makers() -> dict[str, Callable[[Path], None]]:
     # Not above: seconds of imports, which serving alone does without.
-    from demo import catalogue, marketing, sharing, tills
+    from demo import catalogue, crm, marketing, sharing, tills, trends
 
-    return dict(zip(PARTS, (m.make for m in (tills, catalogue, marketing, sharing)), strict=True))
+    modules = (tills, catalogue, marketing, sharing, trends, crm)
+    return dict(zip(PARTS, (module.make for module in modules), strict=True))
 
 
 def _make_part(target: Path, maker: Callable[[Path], None]) -> None:
