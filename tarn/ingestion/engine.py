@@ -47,6 +47,7 @@ _SOURCES = {
     "delta_sharing": "delta_sharing:DeltaSharing",
     "media": "media:Media",
     "table": "table:ForeignTables",
+    "webhook": "webhook:Webhook",
 }
 """Class of each kind, imported only where a system needs it: each brings its drivers."""
 

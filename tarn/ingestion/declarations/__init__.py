@@ -19,6 +19,7 @@ from tarn.ingestion.declarations.media import MediaSystem
 from tarn.ingestion.declarations.rest_api import RestSystem
 from tarn.ingestion.declarations.sql_database import SqlSystem
 from tarn.ingestion.declarations.table import TableSystem
+from tarn.ingestion.declarations.webhook import WebhookSystem
 from tarn.settings import Settings
 from tarn.strict_yaml import YamlFile, nearest, parse, read
 
@@ -26,7 +27,7 @@ FOLDER = "ingestion"
 SCHEMA_FILE = "schema.json"
 
 AnySystem: TypeAlias = (
-    SqlSystem | FilesSystem | RestSystem | SharingSystem | MediaSystem | TableSystem
+    SqlSystem | FilesSystem | RestSystem | SharingSystem | MediaSystem | TableSystem | WebhookSystem
 )
 KINDS: dict[str, type[AnySystem]] = {
     "sql_database": SqlSystem,
@@ -35,6 +36,7 @@ KINDS: dict[str, type[AnySystem]] = {
     "delta_sharing": SharingSystem,
     "media": MediaSystem,
     "table": TableSystem,
+    "webhook": WebhookSystem,
 }
 
 
