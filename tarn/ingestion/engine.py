@@ -16,6 +16,7 @@ import dlt
 from rich.console import Console
 
 from tarn.errors import TarnError
+from tarn.ingestion.alerts import alert
 from tarn.ingestion.declarations import FOLDER, Declared, declared
 from tarn.ingestion.intake import Load
 from tarn.ingestion.landed import Desk
@@ -23,6 +24,7 @@ from tarn.ingestion.ledger import Counts, Status, TableLoad, now, record
 from tarn.ingestion.load import Loaded, load_table
 from tarn.ingestion.masking import causes, message
 from tarn.ingestion.quarantine import take_in_left
+from tarn.ingestion.replay import finish_left
 from tarn.ingestion.sources import Source
 from tarn.ingestion.sources.http import http_failure
 from tarn.ingestion.workspace import alone, workspace
@@ -82,9 +84,9 @@ def ingest(systems: Sequence[str] = (), console: Console | None = None) -> list[
     home = settings()
     chosen = declared(home.project_dir / FOLDER, systems)
     lake = Lake.open(home)
-    _quiet_dlt()
+    quiet_dlt()
     # Here, not side by side: two threads that import pandas at once fail.
-    kinds = {each.system.kind: _source(each.system.kind) for each in chosen}
+    kinds = {each.system.kind: source_class(each.system.kind) for each in chosen}
     with (
         progress(console or Console(quiet=True)) as shown,
         workspace(home.work_dir) as folder,
@@ -115,10 +117,12 @@ class _Run:
     def ingest(self, wanted: Declared, kind: Kind) -> LoadResult:
         with alone(self.home.work_dir, wanted.name):
             began = perf_counter()
-            load = Load(self.desk, new_load_id(), now(), self.folder / wanted.name)
+            folder = self.folder / wanted.name
+            load = Load(self.desk, new_load_id(), now(), folder, wanted.name)
             load.folder.mkdir()
             tables, error = self._tables(load, wanted, kind)
             record(self.desk, load.load_id, tables)
+            alert(self.home, tables)
             seconds = perf_counter() - began
             return LoadResult(wanted.name, load.load_id, tuple(tables), seconds, error)
 
@@ -128,6 +132,7 @@ class _Run:
         """All tables, or why the system could not be opened."""
         try:
             take_in_left(self.desk, wanted.name, load.transaction)
+            finish_left(self.desk, wanted.name)
             wanted = wanted.resolved(self.home)
             source = kind(wanted, self.home)
         except Exception as failure:
@@ -154,7 +159,8 @@ class _Run:
         return tables
 
 
-def _source(kind: str) -> Kind:
+def source_class(kind: str) -> Kind:
+    """What reads systems of a kind."""
     module, _, name = _SOURCES[kind].partition(":")
     source: Kind = getattr(import_module(f"tarn.ingestion.sources.{module}"), name)
     return source
@@ -162,7 +168,18 @@ def _source(kind: str) -> Kind:
 
 def _result(loaded: Loaded, system: str, began: datetime) -> TableLoad:
     status: Status = "loaded" if loaded.counts.moved else "unchanged"
-    return TableLoad(system, loaded.table, status, loaded.counts, began, now(), notes=loaded.notes)
+    notes = tuple(change.told for change in loaded.changes)
+    return TableLoad(
+        system,
+        loaded.table,
+        status,
+        loaded.counts,
+        began,
+        now(),
+        notes=notes,
+        delivered=loaded.delivered,
+        changes=loaded.changes,
+    )
 
 
 def _failed(system: str, table: str, began: datetime, error: str) -> TableLoad:
@@ -193,7 +210,7 @@ def new_load_id() -> str:
     return f"{time_ns() // 1_000_000:012x}-{os.urandom(5).hex()}"
 
 
-def _quiet_dlt() -> None:
+def quiet_dlt() -> None:
     """dlt calls its makers and logs by default, addresses included."""
     dlt.config["runtime.dlthub_telemetry"] = False
     dlt.config["runtime.log_level"] = "CRITICAL"

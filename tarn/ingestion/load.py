@@ -5,9 +5,9 @@ repeatable: quarantine, then children, then the rows themselves, and last what i
 of files. Whatever a killed load left is found again by content and completed.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ from dlt.extract import DltResource, DltSource
 from tarn.errors import TarnError
 from tarn.ingestion.contract import Terms
 from tarn.ingestion.declarations import Declared
-from tarn.ingestion.declarations.base import Table
+from tarn.ingestion.declarations.base import Contract, Table
+from tarn.ingestion.drift import Change, DriftError
 from tarn.ingestion.intake import Intake, Load
 from tarn.ingestion.landed import SOURCE_FILE, Landed
 from tarn.ingestion.ledger import Counts
@@ -43,7 +44,9 @@ class Loaded:
 
     table: str
     counts: Counts
-    notes: tuple[str, ...] = ()
+    changes: tuple[Change, ...] = ()
+    """Drift that is new."""
+    delivered: Mapping[str, str] = field(default_factory=dict)
 
 
 def load_table(
@@ -60,13 +63,13 @@ def load_table(
     if extract.is_objects:
         loaded = _load_objects(load, terms, extract, landed, task)
     else:
-        loaded = [_load_rows(load, terms, extract, landed, task)]
+        loaded = [load_rows(load, terms, extract, landed, task)]
     if any(each.counts.moved for each in loaded) or extract.is_changed:
         extract.remember(load.load_id)
     return loaded
 
 
-def _load_rows(load: Load, terms: Terms, extract: Extract, landed: Landed, task: Task) -> Loaded:
+def load_rows(load: Load, terms: Terms, extract: Extract, landed: Landed, task: Task) -> Loaded:
     intake = Intake(load, terms, extract, landed, task)
     try:
         written = _streamed(intake)
@@ -80,7 +83,8 @@ def _load_rows(load: Load, terms: Terms, extract: Extract, landed: Landed, task:
 def _done(intake: Intake, written: int) -> Loaded:
     intake.settle(written)
     table = intake.terms.name.partition(".")[2]
-    return Loaded(table, intake.counts, intake.shape.notes if intake.shape else ())
+    delivered = intake.shape.delivered if intake.shape else {}
+    return Loaded(table, intake.counts, tuple(intake.changes), delivered)
 
 
 @contextmanager
@@ -92,10 +96,12 @@ def _telling(intake: Intake) -> Iterator[None]:
         failure = intake.failure or error
         ours = (each for each in causes(failure) if isinstance(each, TarnError | ReadAgainError))
         told = next(ours, failure)
-        if told is error:
+        if told is error and not isinstance(told, DriftError):
             raise
     else:
         return
+    if isinstance(told, DriftError):
+        intake.refused(told)
     raise told
 
 
@@ -248,10 +254,18 @@ def _load_objects(
         return [_nothing_came(load, terms, landed)]
     if not tables:
         only = replace(extract, open=lambda: dlt.resource(rejected, name=table))
-        return [_load_rows(load, terms, only, landed, task)]
+        return [load_rows(load, terms, only, landed, task)]
     root, *children = tables
     keyed = replace(terms, keys=spec.primary_key or (ID,), is_objects=True)
-    rows = replace(extract, open=_resource(root, rejected), types=root.types, is_objects=False)
+    rows = replace(
+        extract,
+        open=_resource(root, rejected),
+        types=root.types,
+        spelt=root.spelt,
+        rows=root.rows(),
+        lists=[child.name.removeprefix(f"{table}__") for child in children],
+        is_objects=False,
+    )
     intake = Intake(load, keyed, rows, landed, task)
     try:
         with _telling(intake):
@@ -297,18 +311,23 @@ def _resource(
     return lambda: dlt.resource(chain(rejected, table.batches(condition)), name=table.name)
 
 
+def child_spec(contract: Contract) -> Table:
+    """How the children of rows with this contract are loaded."""
+    told = contract.model_copy(update={"required": (), "renamed": {}})
+    return Table(write="append").model_copy(update={"contract": told})
+
+
 def _load_child(parent: Intake, child: Unpacked, waiting: Path) -> Loaded:
     """The children of the rows that wait. Those of rows in quarantine go there too; those of rows
     that the lake has are there as well."""
     load, terms = parent.load, parent.terms
-    contract = terms.spec.contract.model_copy(update={"required": ()})
-    spec = Table(write="append", contract=contract)
+    spec = child_spec(terms.spec.contract)
     name = f"{terms.name.partition('.')[0]}.{child.name}"
     child_terms = replace(terms, name=name, spec=spec, keys=(ID,))
     wanted = f"{ROOT_ID} in (select {ID} from read_parquet({literal(str(waiting))}))"
     rejected = f"{ROOT_ID} in ({', '.join(map(literal, parent.quarantine.values(ID))) or 'null'})"
-    extract = Extract(_resource(child, condition=wanted), types=child.types)
-    loaded = _load_rows(load, child_terms, extract, Landed(load.desk, name), parent.task)
+    extract = Extract(_resource(child, condition=wanted), types=child.types, rows=child.rows())
+    loaded = load_rows(load, child_terms, extract, Landed(load.desk, name), parent.task)
     quarantine = Quarantine(load.desk, name, load.load_id, load.at)
     for batch in child.batches(rejected):
         reason = f"its row of {terms.name} is in quarantine"

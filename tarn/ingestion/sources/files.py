@@ -126,6 +126,7 @@ class Files(Source):
             reading.open,
             is_objects=reading.format == "json",
             redelivered="true" if spec.primary_key else None,
+            spelt=reading.spelt,
             is_changed=True,
             files=self._replaced(spec, wanted, landed),
             remember=note,
@@ -193,7 +194,8 @@ class _Reading:
         self, files: Sequence[_File], format: str, table: str, landed: Landed, spec: FilesTable
     ) -> None:
         self.files, self.format, self.table, self.desk = files, format, table, landed.desk
-        self.where, self.required = landed.name, [*spec.primary_key, *spec.contract.required]
+        self.spelt: dict[str, str] = {}
+        self.where = landed.name
 
     def open(self) -> DltResource | DltSource:
         if self.format == "json":
@@ -217,8 +219,6 @@ class _Reading:
         for file in self.files:
             with self._told(file):
                 schema = self._schema_of(file)
-                if gone := [name for name in self.required if name not in schema.names]:
-                    raise TarnError(f"no column {', '.join(gone)}")
                 for field in schema:
                     fields[field.name] = _wider(fields.get(field.name), field)
         return pa.schema([*fields.values(), (SOURCE_FILE, _ENCODED)])
@@ -227,9 +227,15 @@ class _Reading:
         if self.format == "parquet":
             with file.fs.open(file.address) as opened:
                 schema = pq.read_schema(opened)
-            return pa.schema(list(map(_renamed, schema, column_names(schema.names, self.where))))
-        _, names = _header(file)
-        return pa.schema([(name, pa.string()) for name in column_names(names, self.where)])
+            names = self._spelt(schema.names)
+            return pa.schema(list(map(_renamed, schema, names)))
+        _, header = _header(file)
+        return pa.schema([(name, pa.string()) for name in self._spelt(header)])
+
+    def _spelt(self, header: Sequence[str]) -> list[str]:
+        names = column_names(header, self.where)
+        self.spelt.update(zip(names, header, strict=True))
+        return names
 
     def _parquet(self, file: _File) -> Iterator[pa.RecordBatch]:
         with file.fs.open(file.address) as opened, pq.ParquetFile(opened) as parquet:

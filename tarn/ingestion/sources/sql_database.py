@@ -53,6 +53,7 @@ class SqlDatabase(Source):
         return Extract(
             reading.open,
             types=reading.types,
+            spelt={name: str(column.name) for name, column in columns.items()},
             is_unique=_is_unique(found, [columns.get(key) for key in spec.primary_key]),
             redelivered=landed.from_on(str(spec.cursor), since) if since is not None else "true",
         )
