@@ -135,6 +135,12 @@ def open_blocks(lake: Lake) -> list[Noticed]:
     return [each for each in blocked if _is_open(each, mended)]
 
 
+def dropped_before(rows: Sequence[Noticed]) -> set[str]:
+    """Of one table's drift: the columns that were let go and have not come back."""
+    last = {each.column: each for each in rows if each.verdict != "blocked"}
+    return {name for name, each in last.items() if name and each.change == "dropped"}
+
+
 def _lasting(rows: Sequence[Noticed], desk: Desk) -> list[Noticed]:
     """Of each column and kind of change the last, but for blocks that have ended."""
     last = {(each.column, each.change): each for each in rows}

@@ -107,6 +107,7 @@ class SqlDatabase(Source):
         return Extract(
             reading.open,
             types=reading.types,
+            spelt={name: str(column.name) for name, column in found.columns.items()},
             is_unique=found.keeps_unique(spec.primary_key),
             redelivered=landed.from_on(str(spec.cursor), since) if since is not None else "true",
         )
