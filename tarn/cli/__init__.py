@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from tarn.cli.console import CONSOLE, lake, say
+from tarn.cli.drift import drift
 from tarn.cli.releases import find, release, tables
 from tarn.cli.storage import maintain, storage
 from tarn.errors import TarnError
@@ -99,7 +100,7 @@ def query(sql: str | None, layout: str) -> NoReturn:
     os.execve(duckdb, command, {**settings().variables, **keys})
 
 
-for verb in (maintain, release, storage, tables):
+for verb in (drift, maintain, release, storage, tables):
     cli.add_command(verb)
 
 
