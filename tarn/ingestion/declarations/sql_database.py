@@ -52,7 +52,7 @@ class SqlSystem(System):
     lake; of two that would be the same, the one of another schema becomes `schema__table`."""
     exclude: tuple[Pattern, ...] = ()
     """Of those that `include` names, the ones to leave out."""
-    tables: dict[Name, SqlTable] = {}
+    tables: dict[Name, SqlTable] = Field(default_factory=dict)
     """Tables that need more said; what is said here counts for a table that `include` finds."""
 
     @model_validator(mode="after")
