@@ -68,8 +68,14 @@ def _running(folder: Path) -> Iterator[int]:
         owner = pwd.getpwnam(_ACCOUNT)
         os.chown(path, owner.pw_uid, owner.pw_gid)
     made = subprocess.run(
-        ["mariadb-install-db", "--no-defaults", f"--datadir={data}", "--skip-test-db"]
-        + [*account, "--auth-root-authentication-method=normal"],
+        [
+            "mariadb-install-db",
+            "--no-defaults",
+            f"--datadir={data}",
+            "--skip-test-db",
+            *account,
+            "--auth-root-authentication-method=normal",
+        ],
         capture_output=True,
         text=True,
         cwd=folder,
