@@ -67,19 +67,9 @@ def _running(folder: Path) -> Iterator[int]:
     for path in (folder, data) if account else ():
         owner = pwd.getpwnam(_ACCOUNT)
         os.chown(path, owner.pw_uid, owner.pw_gid)
-    made = subprocess.run(
-        [
-            "mariadb-install-db",
-            "--no-defaults",
-            f"--datadir={data}",
-            "--skip-test-db",
-            *account,
-            "--auth-root-authentication-method=normal",
-        ],
-        capture_output=True,
-        text=True,
-        cwd=folder,
-    )
+    install = ["mariadb-install-db", "--no-defaults", f"--datadir={data}", "--skip-test-db"]
+    install += [*account, "--auth-root-authentication-method=normal"]
+    made = subprocess.run(install, capture_output=True, text=True, cwd=folder)
     assert made.returncode == 0, made.stdout + made.stderr
     command = ["mariadbd", "--no-defaults", f"--datadir={data}", f"--socket={socket}"]
     command += [f"--port={port}", "--bind-address=127.0.0.1", f"--pid-file={folder}/pid"]
