@@ -20,6 +20,7 @@ BLOCK = re.compile(
         ("catalogue-media", "lake/quarantine_photos/files"),
         ("read-another-lake", "lake/raw_partner/stock"),
         ("load-an-api", "lake/raw_social/hashtags"),
+        ("load-a-database", "lake/raw_shop/orders"),
         ("add-a-model", "lake/marts/fct_store_days"),
         ("add-an-output", "site/dashboards/stores.html"),
         ("read-a-failing-test", "target/run_results.json"),
