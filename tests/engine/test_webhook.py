@@ -125,7 +125,9 @@ def test_events_land_as_rows_once(project: Project) -> None:
         (b'{"id": NaN}', TOKEN, "orders", 400, "no JSON"),
         (b'{"id": "\\ud800"}', TOKEN, "orders", 400, "no JSON"),
         (b'{"id": 1e999}', TOKEN, "orders", 400, "no JSON"),
-        (b'{"id": ' + b"9" * 60 + b"}", TOKEN, "orders", 400, "38 digits"),
+        (b'{"id": ' + b"9" * 60 + b"}", TOKEN, "orders", 400, "64 bits"),
+        (b'{"Id": 1, "id": 2}', TOKEN, "orders", 400, "same name"),
+        (b'{"id": 1, "_load_id": 2}', TOKEN, "orders", 400, "may not be called"),
         (b"[" * 900 + b"]" * 900, TOKEN, "orders", 400, "object"),
         ([{"id": 1}, 2], TOKEN, "orders", 400, "object"),
         ({"note": "no id"}, TOKEN, "orders", 422, "event 0 lacks id"),
@@ -356,10 +358,10 @@ def test_stripes_header_holds_time_and_signatures() -> None:
 
 
 def test_deep_nesting_is_refused() -> None:
-    for levels in (60, 100_000):
+    for levels in (70, 100_000):
         with pytest.raises(Refusal) as refused:
             parsed(b'{"a":' * levels + b"1" + b"}" * levels)
-        assert refused.value.detail == "the body is nested too deeply"
+        assert refused.value.detail.startswith("the body is nested too deeply")
 
 
 def test_there_must_be_a_system_to_collect_for(project: Project) -> None:
