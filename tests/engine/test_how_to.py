@@ -20,6 +20,7 @@ BLOCK = re.compile(
         ("catalogue-media", "lake/quarantine_photos/files"),
         ("read-another-lake", "lake/raw_partner/stock"),
         ("receive-webhooks", "lake/quarantine_shop/orders"),
+        ("load-an-api", "lake/raw_social/hashtags"),
         ("add-a-model", "lake/marts/fct_store_days"),
         ("add-an-output", "site/dashboards/stores.html"),
         ("read-a-failing-test", "target/run_results.json"),
