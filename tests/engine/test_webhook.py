@@ -25,6 +25,8 @@ from tarn.errors import TarnError
 from tarn.ingestion.collector import Refusal, is_authentic, parsed
 from tarn.ingestion.declarations import declare
 from tarn.ingestion.declarations.webhook import HmacAuth, SignedTime, StripeAuth, TokenAuth
+from tarn.ingestion.engine import ingest
+from tarn.ingestion.options import Options
 from tarn.ingestion.sources.webhook import Webhook
 from tarn.ingestion.spool import Spool
 from tarn.settings import settings
@@ -244,6 +246,23 @@ def test_the_collector_lands_events_itself_and_tells_how_many(project: Project) 
     assert "shop.orders: 2 events came" in text
     assert "shop.orders: 2 rows landed" in text
     assert waiting(project) == 0
+
+
+def test_no_way_to_load_drops_events_that_it_does_not_land(project: Project) -> None:
+    declare_shop(project)
+    with collecting(project) as collector:
+        for number in range(3):
+            collector.post({"n": number})
+    shop = ["shop"]
+    assert ingest(shop, options=Options(dry_run=True))[0].rows.accepted == 3
+    assert ingest(shop, options=Options(limit=1))[0].rows.accepted == 1
+    assert waiting(project) == 3
+    assert loaded(project) == (3, 3, 0, 0)
+    Spool(project.lake, "shop", "orders").put([{"n": 9, "_event_id": "z", "_received_at": "2024"}])
+    (result,) = ingest(shop, options=Options(full_refresh=True, tables=("orders",)))
+    assert "nothing to read again" in str(result.tables[0].error)
+    assert waiting(project) == 1
+    assert len(project.rows("raw_shop.orders")) == 3
 
 
 def test_a_segment_that_was_cut_by_a_crash_is_not_seen(project: Project) -> None:
