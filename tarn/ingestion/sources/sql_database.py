@@ -46,15 +46,16 @@ class SqlDatabase(Source):
         names = column_names([column.name for column in found.columns], landed.name)
         columns = dict(zip(names, found.columns, strict=True))
         since = landed.maximum(spec.cursor) if spec.cursor else None
+        cursor = _column(columns, spec, spec.cursor) if spec.cursor else None
         condition = None
-        if since is not None and spec.cursor in columns:
-            condition = self._from_on(columns[spec.cursor], since)
+        if since is not None and cursor is not None:
+            condition = self._from_on(cursor, since)
         reading = _Reading(self.engine, self.url, found, columns, condition)
         return Extract(
             reading.open,
             types=reading.types,
             spelt={name: str(column.name) for name, column in columns.items()},
-            is_unique=_is_unique(found, [columns.get(key) for key in spec.primary_key]),
+            is_unique=_is_unique(found, [_column(columns, spec, key) for key in spec.primary_key]),
             redelivered=landed.from_on(str(spec.cursor), since) if since is not None else "true",
         )
 
@@ -234,6 +235,14 @@ def _url(address: str, project: Path, where: str) -> sa.URL:
             f"no database file {url.database}", where, "check the path; is it made yet?"
         )
     return url.set(database=str(path))
+
+
+def _column(
+    columns: Mapping[str, sa.Column[Any]], spec: SqlTable, name: str
+) -> sa.Column[Any] | None:
+    """The column that the lake has under a name; it may have been renamed since."""
+    names = spec.contract.names_of(name)
+    return next((columns[each] for each in names if each in columns), None)
 
 
 def _is_unique(table: sa.Table, key: Sequence[sa.Column[Any] | None]) -> bool:
