@@ -22,6 +22,7 @@ BLOCK = re.compile(
         ("receive-webhooks", "lake/quarantine_shop/orders"),
         ("load-an-api", "lake/raw_social/hashtags"),
         ("load-a-database", "lake/raw_shop/orders"),
+        ("live-with-drift", "lake/quarantine_meters/readings"),
         ("add-a-model", "lake/marts/fct_store_days"),
         ("add-an-output", "site/dashboards/stores.html"),
         ("read-a-failing-test", "target/run_results.json"),
