@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
+from tarn.cli.collect import collect
 from tarn.cli.console import CONSOLE, lake, say
 from tarn.cli.releases import find, release, tables
 from tarn.cli.sources import init, relink, source
@@ -100,7 +101,7 @@ def query(sql: str | None, layout: str) -> NoReturn:
     os.execve(duckdb, command, {**settings().variables, **keys})
 
 
-for verb in (init, maintain, release, source, storage, tables):
+for verb in (collect, init, maintain, release, source, storage, tables):
     cli.add_command(verb)
 
 

@@ -84,7 +84,7 @@ def test_the_engine_knows_no_business() -> None:
     declared = [yaml.safe_load(file.read_text()) for file in (ROOT / "ingestion").glob("*.yml")]
     words = {table for system in declared for table in system["tables"]}
     words |= {word.removesuffix("s") for word in words} - {"store"}
-    words -= {"stores", "products"}  # Also verbs and arithmetic.
+    words -= {"stores", "products", "leads", "lead"}  # Also verbs and arithmetic.
     words |= {path.stem for path in (ROOT / "models").rglob("*.sql")}
     pattern = re.compile(rf"\b({'|'.join(sorted(words))})\b", re.I)
     found = {
