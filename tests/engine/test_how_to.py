@@ -16,6 +16,7 @@ BLOCK = re.compile(
 @pytest.mark.parametrize(
     ("page", "made"),
     [
+        ("start-a-project", "shop/lake/marts/fct_baskets"),
         ("add-a-source", "lake/raw_weather/measurements"),
         ("catalogue-media", "lake/quarantine_photos/files"),
         ("read-another-lake", "lake/raw_partner/stock"),
