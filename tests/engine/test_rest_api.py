@@ -2,6 +2,7 @@
 what is said of it, what the lake then holds, and that the next load heals it."""
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from email.utils import format_datetime
@@ -9,12 +10,16 @@ from threading import Event
 from typing import Any
 
 import pytest
+import yaml
+from pydantic import TypeAdapter
 
 from tarn.errors import TarnError
 from tarn.ingestion.declarations import declare
+from tarn.ingestion.declarations import rest_api as spec
 from tarn.ingestion.sources.http import Manners
 from tarn.ingestion.sources.rest_api import RestApi, just_before, moment
 from tarn.settings import settings
+from tests.engine.conftest import ROOT
 from tests.engine.ingesting import Project, Row, counts_of, project
 from tests.engine.upstreams import RESET, TOKEN, Answer, Door, Feed, Request, feed_row, serving
 
@@ -669,3 +674,16 @@ def test_mistakes_are_told_by_line(project: Project, endpoint: str, told: str) -
     with pytest.raises(TarnError, match=r"ingestion/web.yml:") as error:
         declare(project.path / "ingestion/web.yml")
     assert told in str(error.value)
+
+
+def test_what_the_page_on_apis_declares_is_accepted() -> None:
+    page = (ROOT / "docs/how-to/load-an-api.md").read_text()
+    known = TypeAdapter[Any](spec.Auth | spec.Paginator)
+    ways = re.findall(r"^\| `(\{type: .*?\})` \|", page, re.M)
+    for way in ways:
+        known.validate_python(yaml.safe_load(way.replace("…", "x")))
+    assert len(ways) == 4 + 8
+    first, second = re.findall(r"^```yaml\n((?:endpoint|tables):.*?)^```", page, re.M | re.S)
+    spec.Endpoint.model_validate(yaml.safe_load(first)["endpoint"])
+    for table in yaml.safe_load(second)["tables"].values():
+        spec.RestTable.model_validate(table)

@@ -153,7 +153,7 @@ class RestApi(Source):
         manners = Manners(
             connection.timeout_seconds, connection.attempts, connection.max_requests_per_second
         )
-        session = Session(connection.base_url, manners, where)
+        session = Session(connection.base_url, manners, self.declared.file.where("connection"))
         credentials = Credentials(
             connection.auth,
             connection.headers,
