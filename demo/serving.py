@@ -38,6 +38,7 @@ def upstream_systems(run: Path, any_port: bool) -> Iterator[dict[str, str]]:
         yield {
             "POS_DATABASE_URL": f"sqlite:///{run / 'pos.db'}",
             "CATALOGUE_DIR": str(run / "catalogue"),
+            "MEDIA_DIR": str(run / "media"),
             "MARKETING_API_URL": api,
             "MARKETING_API_TOKEN": api_token,
             "TRENDS_API_URL": trending_url,

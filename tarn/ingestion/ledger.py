@@ -81,6 +81,8 @@ class TableLoad:
     """What went wrong, where, and what to do. Without secrets."""
     notes: tuple[str, ...] = field(default=())
     """Drift that was let in, column by column."""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """Types by name, in YAML's words; empty if nothing was read."""
 
     @property
     def seconds(self) -> float:

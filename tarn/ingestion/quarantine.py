@@ -99,16 +99,17 @@ class Quarantine:
         if not self.rows:
             return
         lake = self.desk.lake
-        target = f"{lake.root}/{self.file}"
+        target = self.desk.held(self.file)
+        is_on_disk = lake.is_local or lake.is_rehearsal
         # On disk a file of its final name is whole; an object store does that by itself.
-        draft = f"{target}{_DRAFT}" if lake.is_local else target
-        if lake.is_local:
+        draft = f"{target}{_DRAFT}" if is_on_disk else target
+        if is_on_disk:
             Path(target).parent.mkdir(parents=True, exist_ok=True)
         with self.desk.session() as connection:
             connection.register("rejected", pa.concat_tables(self.rows))
             marks = {"load_id": self.load_id, "at": self.at, "system": _system(self.raw)}
             connection.execute(f"copy ({_IDENTIFIED}) to {literal(draft)} (format parquet)", marks)
-        if lake.is_local:
+        if is_on_disk:
             Path(draft).rename(target)
 
     def commit(self, transaction: tuple[str, int], has_moved: bool) -> int:
@@ -171,9 +172,7 @@ def rows_of(known: DeltaTable) -> str:
 def _take_in(desk: Desk, raw: str, file: str, transaction: tuple[str, int], has_moved: bool) -> int:
     """Rows of a file that the quarantine lacks go there; how many they were."""
     name = name_of(raw)
-    held = (
-        f"({_NOTHING} union all by name from read_parquet({literal(desk.lake.root + '/' + file)}))"
-    )
+    held = f"({_NOTHING} union all by name from read_parquet({literal(desk.held(file))}))"
     parameters = {"has_moved": has_moved, "since": now() - CHECK_AGAIN}
 
     def worth_noting() -> pa.Table:
@@ -195,8 +194,9 @@ def _take_in(desk: Desk, raw: str, file: str, transaction: tuple[str, int], has_
             properties={"tarn.system": _system(raw)},
             transaction=transaction,
         )
-    with suppress(NotFoundError):
-        obstore.delete(desk.lake.objects, file)
+    if not desk.lake.is_rehearsal:
+        with suppress(NotFoundError):
+            obstore.delete(desk.lake.objects, file)
     return int(fresh)
 
 

@@ -23,7 +23,9 @@ MAY_IMPORT = {
     "ingestion": FOUNDATIONS | TOOLS | {"storage"},
     "dbt": FOUNDATIONS | TOOLS | {"storage"},
     "serving": FOUNDATIONS | TOOLS | {"storage"},
-    "cli": FOUNDATIONS | TOOLS | {"storage", "ingestion", "dbt", "serving"},
+    # Writes declarations, and dbt's files as text: it asks sources what they have.
+    "scaffold": FOUNDATIONS | TOOLS | {"storage", "ingestion"},
+    "cli": FOUNDATIONS | TOOLS | {"storage", "ingestion", "dbt", "serving", "scaffold"},
 }
 """Rooms of the engine, and the rooms each may import."""
 MAY_READ = {

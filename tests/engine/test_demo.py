@@ -170,7 +170,7 @@ def _digests(run: Path) -> Environment:
         run / "marketing.json",
         run / "trends.json",
         run / "crm.json",
-        *(f for f in (run / "catalogue").rglob("*") if f.is_file()),
+        *(f for name in ("catalogue", "media") for f in (run / name).rglob("*") if f.is_file()),
     ]
     return {str(f.relative_to(run)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
 
@@ -197,7 +197,7 @@ def test_serves_in_the_foreground_until_told_to_stop(run: Path) -> None:
         assert process.stdout is not None
         exports = dict(
             process.stdout.readline().removeprefix("export ").strip().split("=", 1)
-            for _ in range(9)
+            for _ in range(10)
         )
         assert exports["MARKETING_API_URL"] == "http://127.0.0.1:8801"
         assert requests.get("http://127.0.0.1:8801/health").json() == {"status": "ok"}

@@ -9,7 +9,7 @@ import pytest
 
 from tarn.ingestion.landed import PLACE
 from tarn.ingestion.sources import Rejected
-from tarn.ingestion.sources.files import Files
+from tarn.ingestion.sources.files.source import Files
 from tests.engine.ingesting import Project, counts_of, project
 
 __all__ = ["project"]

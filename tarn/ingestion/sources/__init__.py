@@ -18,7 +18,8 @@ BATCH_ROWS = 65_536
 
 
 class ReadAgainError(Exception):
-    """Raised in the middle of reading by a source that found a better way; `open` then takes it."""
+    """Raised in the middle of reading by a source that knows better now; `open` then acts on it.
+    It must not be raised for ever."""
 
 
 @dataclass(frozen=True)
@@ -50,10 +51,13 @@ class Extract:
     """Condition on the lake's rows: those that may come again, in SQL. None if none can."""
     is_changed: bool = False
     """The source is known to have changed since the last load."""
-    files: tuple[str, ...] = ()
-    """Values of `_source_file` whose rows in the lake these rows take the place of."""
+    files: Sequence[str] = ()
+    """Values of `_source_file` whose rows in the lake these rows take the place of; as of the
+    last call of `open`."""
     transaction: tuple[str, int] | None = None
     """Version of the source, kept in the commit of the rows."""
+    notes: Sequence[str] = ()
+    """What is to be told of the reading; complete when all has been read."""
     remember: Callable[[str], None] = lambda load_id: None
     """To be called with the load's name when the rows are in the lake."""
 
@@ -70,6 +74,8 @@ class Offered:
     """Type of each column in the lake by name, in YAML's words."""
     description: str = ""
     """What the system itself says of the table."""
+    comments: Mapping[str, str] = field(default_factory=dict)
+    """What it says of columns, by their name in the lake."""
 
 
 class Source(Protocol):
