@@ -96,13 +96,16 @@ class SqlDatabase(Source):
     def _query(self, table: str, found: Found, spec: SqlTable, landed: Landed) -> Extract:
         """The rows from the highest cursor on, or all."""
         since, condition = None, None
-        if landed.span and spec.cursor in found.columns:
-            condition = self._within(found.columns[str(spec.cursor)], landed.span)
-        elif spec.cursor in found.columns:
+        # It may have been renamed since.
+        names = spec.contract.names_of(spec.cursor) if spec.cursor else ()
+        cursor = next((found.columns[name] for name in names if name in found.columns), None)
+        if landed.span and cursor is not None:
+            condition = self._within(cursor, landed.span)
+        elif cursor is not None:
             since = watermark(landed, str(spec.cursor))
-        if since is not None:
+        if since is not None and cursor is not None:
             since = self._before(table, since, spec)
-            condition = self._from_on(found.columns[str(spec.cursor)], since)
+            condition = self._from_on(cursor, since)
         reading = self._reading(table, found, spec, condition, landed.schema)
         return Extract(
             reading.open,
