@@ -87,6 +87,7 @@ class Reading:
         self.paths: list[str] = []
         """Of the files that are read."""
         self.notes: list[str] = []
+        self.spelt: dict[str, str] = {}
 
     def take(self, copy: Copy) -> None:
         """Open and check a file; what is wrong with it is kept."""
@@ -162,6 +163,7 @@ class Reading:
             else:
                 found = part.schema
             names = column_names(found.names, self.where)
+            self.spelt.update(zip(names, found.names, strict=True))
             for name, field in zip(names, found, strict=True):
                 fields[name] = _wider(fields.get(name), pa.field(name, field.type))
         return pa.schema(list(fields.values()))
