@@ -26,6 +26,7 @@ from tarn.ingestion.options import EVERYTHING, Options
 from tarn.ingestion.quarantine import take_in_left
 from tarn.ingestion.sources import Source
 from tarn.ingestion.sources.http import http_failure
+from tarn.ingestion.timetable import Timetable
 from tarn.ingestion.workspace import alone, workspace
 from tarn.progress import Progress, progress
 from tarn.settings import Settings, settings
@@ -124,7 +125,9 @@ class _Run:
             load = Load(self.desk, new_load_id(), now(), folder, self.options)
             load.folder.mkdir()
             tables, error = self._tables(load, wanted, kind)
-            record(self.desk, load.load_id, tables)
+            timetable = Timetable.of(wanted)
+            due_at = timetable.before(load.at) if timetable else None
+            record(self.desk, load.load_id, tables, due_at)
             seconds = perf_counter() - began
             return LoadResult(wanted.name, load.load_id, tuple(tables), seconds, error)
 

@@ -11,13 +11,15 @@ import pyarrow as pa
 
 from tarn.ingestion.landed import Desk
 from tarn.storage.duck import select_from
+from tarn.storage.loads import LOADS
 from tarn.storage.writer import write
 
-LOADS = "tarn.loads"
 FILES = "tarn.files"
 CHECK_AGAIN = timedelta(hours=1)
 """A load that found nothing is recorded once in so long: freshness can be told, and looking
 every minute does not fill the lake."""
+_SHORTEST = timedelta(minutes=10)
+"""Not even a system that is due each minute has more of its checks recorded."""
 _ONE_AT_A_TIME = Lock()
 
 Status = Literal["loaded", "unchanged", "failed"]
@@ -104,10 +106,16 @@ def now() -> datetime:
     return datetime.now(UTC).replace(tzinfo=None)
 
 
-def record(desk: Desk, load_id: str, tables: Sequence[TableLoad]) -> None:
-    """Append the loads that moved rows or failed, and checks that found nothing now and then."""
+def record(
+    desk: Desk, load_id: str, tables: Sequence[TableLoad], due_at: datetime | None = None
+) -> None:
+    """Append the loads that moved rows or failed, and checks that found nothing now and then: the
+    first since the system was due, so that what is late can be told."""
+    since = now() - CHECK_AGAIN
+    if due_at is not None:
+        since = max(since, min(due_at, now() - _SHORTEST))
     with _ONE_AT_A_TIME:
-        recent = _checked_lately(desk)
+        recent = _checked_lately(desk, since)
         rows = [
             _load_row(load_id, table)
             for table in tables
@@ -139,13 +147,13 @@ def remembered(desk: Desk, system: str, table: str) -> Mapping[str, LoadedFile]:
     return {row[0]: LoadedFile(*row) for row in rows}
 
 
-def _checked_lately(desk: Desk) -> set[tuple[str, str]]:
+def _checked_lately(desk: Desk, since: datetime) -> set[tuple[str, str]]:
     known = desk.lake.table(LOADS)
     if known is None:
         return set()
     sql = f"select distinct system, table_name from ({select_from(known)}) where finished_at > ?"
     with desk.session() as connection:
-        return set(connection.execute(sql, [now() - CHECK_AGAIN]).fetchall())
+        return set(connection.execute(sql, [since]).fetchall())
 
 
 def _load_row(load_id: str, table: TableLoad) -> dict[str, object]:

@@ -226,13 +226,13 @@ def test_a_full_refresh_replaces_in_one_commit_and_takes_a_new_type(
     before = project.versions()["raw_shop.sales"]
     assert load(full_refresh=True)["sales"].status == "loaded"
     assert project.versions()["raw_shop.sales"] == before + 1
-    assert notes(project) == {1: 9}  # type: ignore[comparison-overlap]
+    assert project.rows("raw_shop.sales", "note") == [{"note": 9}]
     assert project.types("raw_shop.sales")["note"] == "int64"
     assert load()["sales"].status == "unchanged"
     project.sql("delete from sales;")
     refused = load(full_refresh=True)["sales"]
     assert "the source is empty, the table has 1 rows" in str(refused.error)
-    assert notes(project) == {1: 9}  # type: ignore[comparison-overlap]
+    assert project.rows("raw_shop.sales", "note") == [{"note": 9}]
 
 
 def test_a_full_refresh_forgets_files_that_were_loaded(project: Project) -> None:
@@ -277,12 +277,13 @@ def test_a_dry_run_writes_nothing(
     before = files_of(project)
     found = load(dry_run=True, **options)
     assert files_of(project) == before
+    done = load()
     if not options:
-        assert counts_of(found["coupons"])[1:3] == (1, 1)
+        assert {name: counts_of(table) for name, table in found.items()} == {
+            name: counts_of(table) for name, table in done.items()
+        }
         assert found["coupons"].notes == ("new column colour (text)",)
         assert found["sales"].columns == {"id": "bigint", "note": "text", "sold_at": "timestamp"}
-        assert counts_of(found["sales"])[1] == counts_of(found["ids"])[1] == 1
-    load()
     assert len(project.rows("raw_shop.sales")) == 6
 
 
@@ -383,8 +384,10 @@ def test_a_refresh_or_backfill_killed_anywhere_is_completed(
     project.sql("update sales set note = 'A' where id = 1;")
     kill_at(project, landmark, options, 0)
     kill_at(project, landmark, options, 0.01)
-    again = {"full_refresh": True} if "full" in options else {"backfill": Span.read("2017-01")}
-    load(**again)
+    if "full" in options:
+        load(full_refresh=True)
+    else:
+        load(backfill=Span.read("2017-01"))
     assert not [path for path in (project.path / "lake/_tarn").rglob("*") if path.is_file()]
     expected = everything(project)
     (project.path / "lake").rename(project.path / "gone")
