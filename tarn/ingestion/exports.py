@@ -23,7 +23,10 @@ def crontab_text(systems: Mapping[str, Timetable], project: Path, tarn: str) -> 
     command = f"cd {shlex.quote(str(project))} && {shlex.quote(tarn)} schedule --once"
     # In a crontab a percent sign ends the command.
     command = command.replace("%", r"\%")
-    lines = ["# Written by: tarn schedule crontab. To install: tarn schedule crontab | crontab -"]
+    lines = [
+        "# Written by: tarn schedule crontab. To add them to yours:",
+        "#   (crontab -l; tarn schedule crontab) | crontab -",
+    ]
     for timetable, names in _by_timetable(systems).items():
         lines += [f"# {', '.join(names)}", f"CRON_TZ={timetable.zone}"]
         lines.append(f"{timetable.cron} {command}")

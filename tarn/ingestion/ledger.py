@@ -1,6 +1,7 @@
 """What loads leave behind beside the rows: `tarn.loads`, their history, and `tarn.files`, the
 files that have been loaded, by content."""
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -11,13 +12,19 @@ import pyarrow as pa
 
 from tarn.ingestion.landed import Desk
 from tarn.storage.duck import select_from
+from tarn.storage.lake import Lake
 from tarn.storage.loads import LOADS
+from tarn.storage.upkeep.maintain import FAILURES, rewritten
 from tarn.storage.writer import write
+
+log = logging.getLogger(__name__)
 
 FILES = "tarn.files"
 CHECK_AGAIN = timedelta(hours=1)
 """A load that found nothing is recorded once in so long: freshness can be told, and looking
 every minute does not fill the lake."""
+_MOST_FILES = 200
+"""In the history, before they are made one."""
 _SHORTEST = timedelta(minutes=10)
 """Not even a system that is due each minute has more of its checks recorded."""
 _ONE_AT_A_TIME = Lock()
@@ -123,6 +130,18 @@ def record(
         ]
         if rows:
             write(desk.lake, LOADS, pa.Table.from_pylist(rows, _LOADS), mode="append")
+            _tidy(desk.lake)
+
+
+def _tidy(lake: Lake) -> None:
+    """Keep the history quick to read where nobody runs upkeep: each load adds a file."""
+    table = lake.table(LOADS)
+    if table is not None and len(table.file_uris()) > _MOST_FILES and not lake.is_rehearsal:
+        try:
+            rewritten(lake, LOADS, datetime.now(UTC))
+        except FAILURES as failure:
+            # The load itself went well.
+            log.info("%s: not compacted: %s", LOADS, failure)
 
 
 def remember(desk: Desk, system: str, table: str, files: Iterable[LoadedFile]) -> None:

@@ -14,6 +14,7 @@ CARD = {
     "title": "Loads",
     "about": "Whether every source table came in as scheduled, and what was kept out.",
 }
+_NO_BREAK = "\N{NO-BREAK SPACE}"
 _WORDS = {"failed": "Failed", "late": "Late", "never": "Never loaded", "ok": "Up to date"}
 
 
@@ -34,9 +35,10 @@ def loads_page(tables: Sequence[TableStatus], at: datetime, **common: Any) -> st
 def _row(each: TableStatus) -> dict[str, Any]:
     history = each.history
     succeeded = history if history and history.succeeded_at else None
-    late = f" by {span(each.late_seconds)}" if each.late_seconds else ""
+    late = f" by {span(each.late_seconds)}".replace(" ", _NO_BREAK) if each.late_seconds else ""
     return {
-        "name": f"{each.system}.{each.table}",
+        "system": each.system,
+        "name": each.table,
         "state": each.state,
         "told": _WORDS[each.state] + (late if each.state == "late" else ""),
         "error": history.error if history and each.state == "failed" else None,

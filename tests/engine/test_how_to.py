@@ -17,6 +17,7 @@ BLOCK = re.compile(
     ("page", "made"),
     [
         ("add-a-source", "lake/raw_weather/measurements"),
+        ("run-loads", "load.yml"),
         ("add-a-model", "lake/marts/fct_store_days"),
         ("add-an-output", "site/dashboards/stores.html"),
         ("read-a-failing-test", "target/run_results.json"),
