@@ -322,7 +322,7 @@ def test_options_that_contradict_are_refused() -> None:
     for options in ({"full_refresh": True, "limit": 1}, {"backfill": Span("1", "2"), "limit": 1},
                     {"full_refresh": True, "backfill": Span("1", "2")}):  # fmt: skip
         with pytest.raises(TarnError):
-            Options(**options)  # type: ignore[arg-type]
+            Options(**options)
 
 
 def test_single_tables_are_loaded_by_name(project: Project) -> None:

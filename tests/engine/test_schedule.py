@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -24,8 +25,10 @@ from tarn.ingestion.ledger import Counts, TableLoad, now, record
 from tarn.ingestion.schedule import Outcome, Work, due
 from tarn.ingestion.timetable import Timetable, timetables
 from tarn.ingestion.workspace import alone, is_taken
+from tarn.storage.releases import current
 from tests.engine.conftest import BIN
 from tests.engine.ingesting import Project, project
+from tests.engine.library import Library
 
 __all__ = ["project"]
 
@@ -211,6 +214,29 @@ def test_once_loads_what_is_due_and_ends(project: Project) -> None:
     assert tarn(project, "schedule", "--once", "--no-build").stdout == ""
     listed = tarn(project, "schedule", "list").stdout
     assert re.search(r"shop +0 2 \* \* \* +UTC +\d{4}-\d\d-\d\d \d\d:\d\d +\d{4}", listed)
+
+
+def test_what_came_in_is_built_and_released(tmp_path: Path) -> None:
+    library = Library.founded(tmp_path / "library")
+    library.day(1)
+    desk = library.folder / "ingestion/desk.yml"
+    desk.write_text(f'schedule: "0 2 * * *"\n{desk.read_text()}')
+    lines = [line[20:] for line in library.tarn("schedule", "--once").splitlines()]
+    assert lines[0] == "desk: started"
+    assert lines[1].endswith("rows came in")
+    assert lines[2] == "build: started"
+    assert lines[3].startswith("build: green")
+    release = current(library.lake)
+    assert release is not None
+    assert release.number == 1
+    assert library.tarn("schedule", "--once") == ""
+    (library.folder / "models/marts/broken.sql").write_text("select nonsense from nowhere")
+    library.day(2)
+    # As if the night had passed.
+    shutil.rmtree(library.folder / "lake/tarn")
+    lines = library.tarn("schedule", "--once").splitlines()
+    assert any("build: red, readers still see the release before" in line for line in lines)
+    assert current(library.lake) == release
 
 
 @contextmanager
