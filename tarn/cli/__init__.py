@@ -12,9 +12,13 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
+from tarn.cli.collect import collect
 from tarn.cli.console import CONSOLE, lake, say, shown
+from tarn.cli.drift import drift
 from tarn.cli.ingestion import ingest, load, schedule, standing, status
+from tarn.cli.quarantine import quarantine
 from tarn.cli.releases import find, release, tables
+from tarn.cli.sources import init, relink, source
 from tarn.cli.storage import maintain, storage
 from tarn.errors import TarnError
 from tarn.settings import program, settings
@@ -92,13 +96,27 @@ def query(sql: str | None, layout: str) -> NoReturn:
     os.execve(duckdb, command, {**settings().variables, **keys})
 
 
-for verb in (ingest, maintain, release, schedule, status, storage, tables):
+for verb in (
+    collect,
+    drift,
+    ingest,
+    init,
+    maintain,
+    quarantine,
+    release,
+    schedule,
+    source,
+    status,
+    storage,
+    tables,
+):
     cli.add_command(verb)
 
 
 def main() -> None:
     """Run the command line; a failure a user can mend is one message and exit code 1."""
     try:
+        relink()
         cli()
     except Exception as error:
         told = error if isinstance(error, TarnError) else disk_failure(error, settings().lake)

@@ -16,14 +16,16 @@ import dlt
 from rich.console import Console
 
 from tarn.errors import TarnError
+from tarn.ingestion.alerts import alert
 from tarn.ingestion.declarations import FOLDER, Declared, declared
 from tarn.ingestion.intake import Load
 from tarn.ingestion.landed import Desk
-from tarn.ingestion.ledger import Counts, Status, TableLoad, now, record
+from tarn.ingestion.ledger import ALL, Counts, Status, TableLoad, now, record
 from tarn.ingestion.load import Loaded, load_table
 from tarn.ingestion.masking import causes, message
 from tarn.ingestion.options import EVERYTHING, Options
 from tarn.ingestion.quarantine import take_in_left
+from tarn.ingestion.replay import finish_left
 from tarn.ingestion.sources import Source
 from tarn.ingestion.sources.http import http_failure
 from tarn.ingestion.timetable import Timetable
@@ -41,9 +43,12 @@ SIDE_BY_SIDE = 4
 INTERRUPTED = 130
 _SOURCES = {
     "sql_database": "sql_database:SqlDatabase",
-    "files": "files:Files",
+    "files": "files.source:Files",
     "rest_api": "rest_api:RestApi",
     "delta_sharing": "delta_sharing:DeltaSharing",
+    "media": "media:Media",
+    "table": "table:ForeignTables",
+    "webhook": "webhook:Webhook",
 }
 """Class of each kind, imported only where a system needs it: each brings its drivers."""
 
@@ -87,9 +92,9 @@ def ingest(
     home = settings()
     chosen = _chosen(declared(home.project_dir / FOLDER, systems), options)
     lake = replace(Lake.open(home), is_rehearsal=options.dry_run)
-    _quiet_dlt()
+    quiet_dlt()
     # Here, not side by side: two threads that import pandas at once fail.
-    kinds = {each.system.kind: _source(each.system.kind) for each in chosen}
+    kinds = {each.system.kind: source_class(each.system.kind) for each in chosen}
     with (
         progress(console or Console(quiet=True)) as shown,
         workspace(home.work_dir) as folder,
@@ -122,12 +127,14 @@ class _Run:
         with alone(self.home.work_dir, wanted.name):
             began = perf_counter()
             folder = self.folder / wanted.name
-            load = Load(self.desk, new_load_id(), now(), folder, self.options)
+            load = Load(self.desk, new_load_id(), now(), folder, wanted.name, self.options)
             load.folder.mkdir()
             tables, error = self._tables(load, wanted, kind)
             timetable = Timetable.of(wanted)
             due_at = timetable.before(load.at) if timetable else None
             record(self.desk, load.load_id, tables, due_at)
+            if not self.options.dry_run:
+                alert(self.home, tables)
             seconds = perf_counter() - began
             return LoadResult(wanted.name, load.load_id, tuple(tables), seconds, error)
 
@@ -138,13 +145,14 @@ class _Run:
         try:
             if not self.options.dry_run:
                 take_in_left(self.desk, wanted.name, load.transaction)
+                finish_left(self.desk, wanted.name)
             wanted = wanted.resolved(self.home)
             source = kind(wanted, self.home)
             names = _tables(wanted.name, list(source.tables), self.options)
         except Exception as failure:
-            error = _told(failure, wanted, ("connection",), ())
+            error = told(failure, wanted, ("connection",), ())
             self.shown.task(wanted.name).end(f"failed: {error}")
-            asked = _asked(wanted.name, self.options) or list(wanted.system.tables)
+            asked = _asked(wanted.name, self.options) or list(wanted.system.tables) or [ALL]
             return [_failed(wanted.name, name, load.at, error) for name in asked], error
         loads = (self._table(load, source, wanted, table) for table in names)
         return [table for tables in loads for table in tables], None
@@ -161,7 +169,7 @@ class _Run:
             loaded = load_table(load, source, wanted, table, task)
         except Exception as failure:
             log.debug("%s.%s", wanted.name, table, exc_info=True)
-            error = _told(failure, wanted, ("tables", table), source.secrets)
+            error = told(failure, wanted, ("tables", table), source.secrets)
             task.end(f"failed: {error}")
             return [_failed(wanted.name, table, began, error)]
         tables = [_result(each, wanted.name, began) for each in loaded]
@@ -207,7 +215,8 @@ def _tables(system: str, known: Sequence[str], options: Options) -> list[str]:
     return chosen
 
 
-def _source(kind: str) -> Kind:
+def source_class(kind: str) -> Kind:
+    """What opens a system of a kind; imports its drivers."""
     module, _, name = _SOURCES[kind].partition(":")
     source: Kind = getattr(import_module(f"tarn.ingestion.sources.{module}"), name)
     return source
@@ -215,6 +224,7 @@ def _source(kind: str) -> Kind:
 
 def _result(loaded: Loaded, system: str, began: datetime) -> TableLoad:
     status: Status = "loaded" if loaded.counts.moved else "unchanged"
+    notes = (*(change.told for change in loaded.changes), *loaded.notes)
     return TableLoad(
         system,
         loaded.table,
@@ -222,8 +232,10 @@ def _result(loaded: Loaded, system: str, began: datetime) -> TableLoad:
         loaded.counts,
         began,
         now(),
-        notes=loaded.notes,
+        notes=notes,
         columns=loaded.columns,
+        delivered=loaded.delivered,
+        changes=loaded.changes,
     )
 
 
@@ -231,7 +243,7 @@ def _failed(system: str, table: str, began: datetime, error: str) -> TableLoad:
     return TableLoad(system, table, "failed", Counts(), began, now(), error)
 
 
-def _told(failure: Exception, wanted: Declared, at: Sequence[str], secrets: Collection[str]) -> str:
+def told(failure: Exception, wanted: Declared, at: Sequence[str], secrets: Collection[str]) -> str:
     """One message: what, where, and what to do, without secrets."""
     where = f"{wanted.name} ({wanted.file.where(*at)})"
     is_told = any(isinstance(cause, TarnError) for cause in causes(failure))
@@ -240,11 +252,11 @@ def _told(failure: Exception, wanted: Declared, at: Sequence[str], secrets: Coll
 
 def outcome(tables: Sequence[TableLoad]) -> str:
     """A table and its children in a few words."""
-    if all(table.status == "unchanged" for table in tables):
-        return "nothing new"
-    words = []
+    is_unchanged = all(table.status == "unchanged" for table in tables)
+    words = ["nothing new"] if is_unchanged else []
     for name in ("accepted", "quarantined", "deduplicated"):
-        if rows := sum(getattr(table.counts, name) for table in tables):
+        rows = sum(getattr(table.counts, name) for table in tables)
+        if rows and not is_unchanged:
             words.append(f"{rows:,} {name}")
     words += [note for table in tables for note in table.notes]
     return ", ".join(words)
@@ -255,7 +267,7 @@ def new_load_id() -> str:
     return f"{time_ns() // 1_000_000:012x}-{os.urandom(5).hex()}"
 
 
-def _quiet_dlt() -> None:
+def quiet_dlt() -> None:
     """dlt calls its makers and logs by default, addresses included."""
     dlt.config["runtime.dlthub_telemetry"] = False
     dlt.config["runtime.log_level"] = "CRITICAL"

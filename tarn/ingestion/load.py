@@ -9,6 +9,7 @@ everything. A backfill does so for a span of the cursor: rows with a key are mer
 the source no longer has are deleted, in one commit; rows without take the place of the span.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -25,20 +26,23 @@ from dlt.extract import DltResource, DltSource
 from tarn.errors import TarnError
 from tarn.ingestion.contract import Terms
 from tarn.ingestion.declarations import Declared
-from tarn.ingestion.declarations.base import Table
+from tarn.ingestion.declarations.base import Contract, Table
+from tarn.ingestion.drift import Change, DriftError
 from tarn.ingestion.intake import Intake, Load
 from tarn.ingestion.landed import SOURCE_FILE, Landed
 from tarn.ingestion.ledger import Counts
 from tarn.ingestion.masking import causes
 from tarn.ingestion.objects import ID, ROOT_ID, Unpacked, unpack
 from tarn.ingestion.quarantine import Quarantine
-from tarn.ingestion.sources import BATCH_ROWS, Extract, ReadAgainError, Source
+from tarn.ingestion.sources import BATCH_ROWS, Extract, ReadAgainError, Rejected, Source
 from tarn.ingestion.types import shown
 from tarn.ingestion.unfinished import begin, finish, is_unfinished
 from tarn.progress import Task
 from tarn.storage.duck import literal, quoted
 from tarn.storage.predicates import any_of
 from tarn.storage.writer import write
+
+log = logging.getLogger(__name__)
 
 _GONE = "_gone"
 _LISTED = 1000
@@ -52,8 +56,12 @@ class Loaded:
     table: str
     counts: Counts
     notes: tuple[str, ...] = ()
+    """What was done beside adding rows, and what the source tells."""
     columns: Mapping[str, str] = field(default_factory=dict)
     """Types by name, in YAML's words; empty if nothing was read."""
+    changes: tuple[Change, ...] = ()
+    """Drift that is new."""
+    delivered: Mapping[str, str] = field(default_factory=dict)
 
 
 def load_table(
@@ -104,7 +112,7 @@ def _load(load: Load, source: Source, terms: Terms, landed: Landed, task: Task) 
     if extract.is_objects:
         loaded = _load_objects(load, terms, extract, landed, task)
     else:
-        loaded = [_load_rows(load, terms, _limited(extract, load), landed, task)]
+        loaded = [load_rows(load, terms, _limited(extract, load), landed, task)]
     if any(each.counts.moved for each in loaded) or extract.is_changed:
         extract.remember(load.load_id)
     if landed.is_anew and not load.options.limit:
@@ -148,27 +156,34 @@ def _check_may_limit(landed: Landed, terms: Terms, dry_run: bool) -> None:
     )
 
 
-def _load_rows(load: Load, terms: Terms, extract: Extract, landed: Landed, task: Task) -> Loaded:
+def load_rows(load: Load, terms: Terms, extract: Extract, landed: Landed, task: Task) -> Loaded:
     intake = Intake(load, terms, extract, landed, task)
     try:
-        written = _streamed(intake)
-    except ReadAgainError:
-        written = _streamed(intake)
+        return _done(intake, _read_through(intake))
     finally:
         intake.close()
-    return _done(intake, written)
+
+
+def _read_through(intake: Intake) -> int:
+    """Rows written. A source starts over as often as it finds a better way."""
+    while True:
+        try:
+            return _streamed(intake)
+        except ReadAgainError:
+            log.debug("%s: read again", intake.terms.name)
 
 
 def _done(intake: Intake, written: int) -> Loaded:
     intake.settle(written)
     table = intake.terms.name.partition(".")[2]
+    notes = (*intake.extract.notes, *intake.notes)
     if intake.shape is None:
-        return Loaded(table, intake.counts)
+        return Loaded(table, intake.counts, notes)
     columns = {
         field.name: shown(field.type) for field in intake.shape.schema if field.name != SOURCE_FILE
     }
-    notes = (*intake.shape.notes, *intake.notes)
-    return Loaded(table, intake.counts, notes, columns)
+    changes = tuple(intake.changes)
+    return Loaded(table, intake.counts, notes, columns, changes, intake.shape.delivered)
 
 
 @contextmanager
@@ -180,10 +195,12 @@ def _telling(intake: Intake) -> Iterator[None]:
         failure = intake.failure or error
         ours = (each for each in causes(failure) if isinstance(each, TarnError | ReadAgainError))
         told = next(ours, failure)
-        if told is error:
+        if told is error and not isinstance(told, DriftError):
             raise
     else:
         return
+    if isinstance(told, DriftError):
+        intake.refused(told)
     raise told
 
 
@@ -400,12 +417,25 @@ def _load_objects(
     assert isinstance(source, DltSource)
     if load.options.limit:
         source.resources[table].add_limit(load.options.limit, count_rows=True)
-    tables = unpack(source, table, folder, spec.columns, bool(spec.primary_key), load.desk)
+    tables, rejected = unpack(
+        source, table, folder, spec.columns, bool(spec.primary_key), load.desk
+    )
+    if not tables and not rejected:
+        return [_nothing_came(load, terms, landed, extract)]
     if not tables:
-        return [_nothing_came(load, terms, landed)]
+        only = replace(extract, open=lambda: dlt.resource(rejected, name=table))
+        return [load_rows(load, terms, only, landed, task)]
     root, *children = tables
     keyed = replace(terms, keys=spec.primary_key or (ID,), is_objects=True)
-    rows = replace(extract, open=_resource(root), types=root.types, is_objects=False)
+    rows = replace(
+        extract,
+        open=_resource(root, rejected),
+        types=root.types,
+        spelt=root.spelt,
+        rows=root.rows(),
+        lists=[child.name.removeprefix(f"{table}__") for child in children],
+        is_objects=False,
+    )
     intake = Intake(load, keyed, _limited(rows, load), landed, task)
     try:
         with _telling(intake):
@@ -416,7 +446,7 @@ def _load_objects(
     return loaded
 
 
-def _nothing_came(load: Load, terms: Terms, landed: Landed) -> Loaded:
+def _nothing_came(load: Load, terms: Terms, landed: Landed, extract: Extract) -> Loaded:
     """No object at all, so not even columns are known."""
     is_replaced = terms.spec.write == "replace" or landed.is_anew
     if is_replaced and landed.kept is not None and landed.rows:
@@ -424,7 +454,7 @@ def _nothing_came(load: Load, terms: Terms, landed: Landed) -> Loaded:
         empty = pa.schema(landed.kept.schema().to_arrow()).empty_table()
         properties = _properties(load, terms)
         write(load.desk.lake, landed.name, empty, mode="replace", properties=properties)
-    return Loaded(terms.name.partition(".")[2], Counts())
+    return Loaded(terms.name.partition(".")[2], Counts(), tuple(extract.notes))
 
 
 def _with_children(intake: Intake, children: Sequence[Unpacked], folder: Path) -> list[Loaded]:
@@ -448,30 +478,38 @@ def _read(file: Path) -> pa.RecordBatchReader:
     return pa.RecordBatchReader.from_batches(opened.schema_arrow, opened.iter_batches(BATCH_ROWS))
 
 
-def _resource(table: Unpacked, condition: str = "true") -> Callable[[], DltResource]:
-    return lambda: dlt.resource(table.batches(condition), name=table.name)
+def _resource(
+    table: Unpacked, rejected: Sequence[Rejected] = (), condition: str = "true"
+) -> Callable[[], DltResource]:
+    return lambda: dlt.resource(chain(rejected, table.batches(condition)), name=table.name)
+
+
+def child_spec(contract: Contract) -> Table:
+    """How the children of rows with this contract are loaded."""
+    told = contract.model_copy(update={"required": (), "renamed": {}})
+    return Table(write="append").model_copy(update={"contract": told})
 
 
 def _load_child(parent: Intake, child: Unpacked, waiting: Path) -> Loaded:
     """The children of the rows that wait. Those of rows in quarantine go there too; those of rows
     that the lake has are there as well."""
     load, terms = parent.load, parent.terms
-    contract = terms.spec.contract.model_copy(update={"required": ()})
-    spec = Table(write="append", contract=contract)
+    spec = child_spec(terms.spec.contract)
     name = f"{terms.name.partition('.')[0]}.{child.name}"
     child_terms = replace(terms, name=name, spec=spec, keys=(ID,))
     wanted = f"{ROOT_ID} in (select {ID} from read_parquet({literal(str(waiting))}))"
     rejected = f"{ROOT_ID} in ({', '.join(map(literal, parent.quarantine.values(ID))) or 'null'})"
-    extract = Extract(_resource(child, wanted), types=child.types)
+    extract = Extract(_resource(child, condition=wanted), types=child.types, rows=child.rows())
     landed = Landed(load.desk, name, is_anew=parent.landed.is_anew)
-    loaded = _load_rows(load, child_terms, extract, landed, parent.task)
+    loaded = load_rows(load, child_terms, extract, landed, parent.task)
     quarantine = Quarantine(load.desk, name, load.load_id, load.at)
     for batch in child.batches(rejected):
         reason = f"its row of {terms.name} is in quarantine"
         quarantine.add(batch, [reason] * batch.num_rows)
     counts = loaded.counts
     quarantine.hold()
-    counts.quarantined += (fresh := quarantine.commit(load.transaction))
+    fresh = quarantine.commit(load.transaction, bool(counts.accepted))
+    counts.quarantined += fresh
     counts.deduplicated += child.rows() - counts.read - fresh
     counts.read = child.rows()
     return loaded

@@ -1,9 +1,10 @@
 """Where every declared table stands: loaded as scheduled, late, failed, or never loaded."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 
 from tarn.ingestion.declarations import Declared
+from tarn.ingestion.ledger import ALL
 from tarn.ingestion.timetable import Timetable
 from tarn.storage.lake import Lake
 from tarn.storage.loads import (
@@ -29,8 +30,8 @@ def status(lake: Lake, systems: Sequence[Declared], at: datetime) -> list[TableS
     found = []
     for declared in systems:
         timetable = Timetable.of(declared)
-        loaded = [table for system, table in known if system == declared.name]
-        for table in _tables(list(declared.system.tables), loaded):
+        loaded = {table: known[name, table] for name, table in known if name == declared.name}
+        for table in _tables(declared, loaded):
             name = (declared.name, table)
             state, late = _state(known.get(name), timetable, at)
             found.append(
@@ -64,11 +65,14 @@ def _state(
     return ("late" if late else "ok"), late
 
 
-def _tables(declared: Sequence[str], loaded: Iterable[str]) -> list[str]:
+def _tables(declared: Declared, loaded: Mapping[str, History]) -> list[str]:
     """Declared ones, and those that a pattern stood for; children are their parents' business."""
-    if all(name.isidentifier() for name in declared):
-        return list(declared)
-    names = sorted({*(name for name in declared if name.isidentifier()), *loaded})
+    names = list(declared.system.tables)
+    if not getattr(declared.system, "include", ()):
+        return names
+    last = max((history.tried_at for history in loaded.values()), default=None)
+    found = [name for name, each in loaded.items() if name != ALL or each.tried_at == last]
+    names = sorted({*names, *found}) or [ALL]
     parents = tuple(f"{name}{_CHILD}" for name in names)
     return [name for name in names if not name.startswith(parents)]
 

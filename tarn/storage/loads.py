@@ -74,7 +74,7 @@ def histories(lake: Lake) -> dict[Name, History]:
             coalesce(arg_max(rows_accepted, (started_at, finished_at)) {good}, 0),
             coalesce(arg_max(date_diff('millisecond', started_at, finished_at) / 1000,
                 (started_at, finished_at)) {good}, 0)
-        from ({select_from(table)}) group by all
+        from ({select_from(table)}) where status <> 'replayed' group by all
     """
     with session(lake) as connection:
         rows = connection.execute(sql).fetchall()

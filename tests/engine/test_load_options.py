@@ -384,10 +384,8 @@ def test_a_refresh_or_backfill_killed_anywhere_is_completed(
     project.sql("update sales set note = 'A' where id = 1;")
     kill_at(project, landmark, options, 0)
     kill_at(project, landmark, options, 0.01)
-    if "full" in options:
-        load(full_refresh=True)
-    else:
-        load(backfill=Span.read("2017-01"))
+    is_full = "full" in options
+    load(full_refresh=is_full, backfill=None if is_full else Span.read("2017-01"))
     assert not [path for path in (project.path / "lake/_tarn").rglob("*") if path.is_file()]
     expected = everything(project)
     (project.path / "lake").rename(project.path / "gone")
