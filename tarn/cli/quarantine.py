@@ -4,7 +4,7 @@ import click
 from rich.markup import escape
 from rich.table import Table
 
-from tarn.cli.console import CONSOLE, lake, print_table, say
+from tarn.cli.console import lake, print_table, say
 
 _REASON = click.option("--reason", default="", help="Only rows whose reason has this in it.")
 _MEANT = click.argument("meant", metavar="SYSTEM[.TABLE]")
@@ -50,7 +50,7 @@ def replay(meant: str, reason: str) -> None:
     """Put rows through the contract as it is now; those that pass are loaded."""
     from tarn.ingestion.review import replay_all, told
 
-    for one in replay_all(meant, reason, CONSOLE):
+    for one in replay_all(meant, reason):
         say(told(one))
 
 

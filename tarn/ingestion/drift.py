@@ -84,6 +84,7 @@ class DriftError(TarnError):
     def __init__(self, what: str, where: str, fix: str, changes: Sequence[Change]) -> None:
         super().__init__(what, where, fix)
         self.changes = tuple(changes)
+        self.is_noted = False
 
 
 def record(

@@ -138,7 +138,8 @@ class Intake:
         self._notice(self._nulled())
         counts = self.counts
         counts.accepted = written
-        counts.quarantined = self.quarantine.commit(self.load.transaction, bool(written))
+        has_moved = bool(written) or self.extract.is_changed
+        counts.quarantined = self.quarantine.commit(self.load.transaction, has_moved)
         counts.deduplicated += self.quarantine.count - counts.quarantined
         if counts.read != counts.accepted + counts.quarantined + counts.deduplicated:
             raise TarnError(
@@ -146,8 +147,10 @@ class Intake:
             )
 
     def refused(self, error: DriftError) -> None:
-        """Keep what was not let in."""
-        self._notice(error.changes)
+        """Note what was not let in, of this table and not of the one it hangs on."""
+        if not error.is_noted:
+            self._notice(error.changes)
+            error.is_noted = True
 
     def _notice(self, changes: Iterable[Change]) -> None:
         table = self.terms.name.partition(".")[2]

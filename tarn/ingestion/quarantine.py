@@ -119,7 +119,7 @@ class Quarantine:
     def commit(self, transaction: tuple[str, int], has_moved: bool) -> int:
         """Take the rows that are held into the table; how many of them were not there yet.
 
-        has_moved: the load has written other rows, so that those which came again are noted.
+        has_moved: there is something new in the load, so that what came again is noted.
         """
         if not self.rows:
             return 0

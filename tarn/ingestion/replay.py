@@ -24,8 +24,8 @@ from tarn.ingestion.contract import Sieve, Terms
 from tarn.ingestion.declarations import Declared
 from tarn.ingestion.declarations.base import Table
 from tarn.ingestion.intake import Load, sql_type
-from tarn.ingestion.landed import LOADED_AT, Desk, Landed
-from tarn.ingestion.ledger import Counts, TableLoad, now, record
+from tarn.ingestion.landed import LOADED_AT, SOURCE_FILE, Desk, Landed
+from tarn.ingestion.ledger import Counts, TableLoad, now, record, remembered
 from tarn.ingestion.load import child_spec, load_rows
 from tarn.ingestion.objects import ID, ROOT_ID
 from tarn.ingestion.quarantine import UNREAD, name_of, remove, rows_of
@@ -110,6 +110,7 @@ class _Rows:
             return []
         with self.load.desk.session() as connection:
             connection.register("passing", self.passing)
+            connection.register("files", self._files())
             sql = f"select {_ID} from passing as p where not ({self._is_older()})"
             return [row[0] for row in connection.execute(sql).fetchall()]
 
@@ -137,6 +138,9 @@ class _Rows:
             # Its source is read whole: a row that did not come with the last is there no more.
             return f"{_SEEN} < {literal(str(self._last_loaded()))}::timestamp"
         keys = self.terms.keys
+        if self.is_of_files:
+            same = f"f.path = p.{SOURCE_FILE} and f.loaded_at > p.{_SEEN}"
+            return f"exists (select 1 from files as f where {same})"
         if not keys or self.terms.spec.write == "append":
             return "false"
         same = " and ".join(f"l.{quoted(key)} = p.{quoted(key)}" for key in keys)
@@ -145,6 +149,18 @@ class _Rows:
             ours, theirs = f"p.{quoted(cursor)}", f"l.{quoted(cursor)}"
             newer = f"({theirs} > {ours} or ({theirs} is not distinct from {ours} and {newer}))"
         return f"exists (select 1 from ({self.landed.select}) as l where {same} and {newer})"
+
+    @property
+    def is_of_files(self) -> bool:
+        """Whether rows are told apart by nothing but their file, which comes again as a whole."""
+        return not self.terms.keys and SOURCE_FILE in self.types
+
+    def _files(self) -> pa.Table:
+        """When the files of the table were loaded last."""
+        system, table = self.load.system, self.terms.name.partition(".")[2]
+        files = remembered(self.load.desk, system, table) if self.is_of_files else {}
+        times = pa.array([_began(file.load_id) for file in files.values()], pa.timestamp("us"))
+        return pa.table({"path": pa.array(list(files), pa.string()), "loaded_at": times})
 
     def _last_loaded(self) -> datetime:
         """When the last load that wrote the table began."""
@@ -158,10 +174,13 @@ class _Rows:
         table = self.terms.name.partition(".")[2]
         with self.load.desk.session() as connection:
             row = connection.execute(sql, [self.load.system, table]).fetchone()
-        if row is None or row[0] is None:
-            return datetime.min
-        seconds = int(row[0].partition("-")[0], 16) / 1000
-        return datetime.fromtimestamp(seconds, UTC).replace(tzinfo=None)
+        return _began(row[0]) if row and row[0] else datetime.min
+
+
+def _began(load_id: str) -> datetime:
+    """When the load of that name began; UTC without zone."""
+    seconds = int(load_id.partition("-")[0], 16) / 1000
+    return datetime.fromtimestamp(seconds, UTC).replace(tzinfo=None)
 
 
 def replay(
@@ -200,22 +219,21 @@ def finish_left(desk: Desk, system: str) -> None:
     for file in [entry["path"] for entry in desk.lake.files(f"{OWN_SCHEMA}/replay/{system}")]:
         note = json.loads(bytes(obstore.get(desk.lake.objects, file).bytes()))
         root = desk.lake.table(note["table"])
-        if root is not None and (root.transaction_version(MARK) or 0) >= note["number"]:
+        if root is not None and root.transaction_version(MARK) == note["number"]:
             _take_out(desk, note["ids"])
         obstore.delete(desk.lake.objects, file)
 
 
 @contextmanager
 def _noted(load: Load, ids: Mapping[str, Sequence[str]], table: str) -> Iterator[None]:
-    """Rows that are loaded inside leave the quarantine when they are, and only then."""
+    """Rows that are loaded inside leave the quarantine when they are, and only then. After a
+    failure the note stays: who finds it sees how far this came."""
     file = f"{OWN_SCHEMA}/replay/{load.system}/{load.load_id}.json"
     note = {"table": table, "number": load.transaction[1], "ids": ids}
     obstore.put(load.desk.lake.objects, file, json.dumps(note).encode())
-    try:
-        yield
-        _take_out(load.desk, ids)
-    finally:
-        obstore.delete(load.desk.lake.objects, file)
+    yield
+    _take_out(load.desk, ids)
+    obstore.delete(load.desk.lake.objects, file)
 
 
 def _take_out(desk: Desk, ids: Mapping[str, Sequence[str]]) -> None:
@@ -232,7 +250,8 @@ def _loaded(rows: _Rows, task: Task) -> Replayed:
         if spec.write == "replace":
             spec = spec.model_copy(update={"write": "merge" if rows.terms.keys else "append"})
         mark = (MARK, rows.load.transaction[1])
-        extract = Extract(rows.resource, types=rows.types, transaction=mark)
+        known = None if rows.is_of_files else "true"
+        extract = Extract(rows.resource, types=rows.types, redelivered=known, transaction=mark)
         terms = replace(rows.terms, spec=spec)
         came = load_rows(rows.load, terms, extract, Landed(rows.load.desk, terms.name), task).counts
         counts.accepted, counts.deduplicated = (

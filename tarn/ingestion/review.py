@@ -100,7 +100,7 @@ def discard(lake: Lake, wanted: str, reason: str = "") -> int:
     return gone
 
 
-def replay_all(wanted: str, reason: str = "", console: Console | None = None) -> list[Replayed]:
+def replay_all(wanted: str, reason: str = "") -> list[Replayed]:
     """Put the rows of `system` or `system.table` through their contracts as these are now."""
     home = settings()
     lake, system = Lake.open(home), wanted.partition(".")[0]
@@ -108,7 +108,7 @@ def replay_all(wanted: str, reason: str = "", console: Console | None = None) ->
     (one,) = declared(home.project_dir / FOLDER, [system])
     engine.quiet_dlt()
     with (
-        progress(console or Console(quiet=True)) as shown,
+        progress(Console(quiet=True)) as quiet,
         workspace(home.work_dir) as folder,
         closing(Desk(lake, folder)) as desk,
         alone(home.work_dir, system),
@@ -123,10 +123,8 @@ def replay_all(wanted: str, reason: str = "", console: Console | None = None) ->
             finish_left(desk, system)
             table = name.partition(".")[2]
             _check_declared(table, tables, one)
-            task = shown.task(name)
-            done = replay(load, one, table, tables.get(table), matching(reason), task)
-            task.end(", ".join(map(told, done)))
-            found += done
+            spec, task = tables.get(table), quiet.task(name)
+            found += replay(load, one, table, spec, matching(reason), task)
     return found
 
 

@@ -149,10 +149,13 @@ class _Talks:
     def _named(self, renames: Mapping[str, Rename]) -> None:
         """Each column that a declaration names must be there."""
         known = [*self.arrival.schema.names, *(self.table.names if self.table else ())]
+        told: set[str] = set()
         for key, names in self._declared().items():
             for name in names:
-                if name in self.arrival.schema.names or self._may_lack(key, name):
+                is_there = name in self.arrival.schema.names
+                if is_there or name in told or self._may_lack(key, name):
                     continue
+                told.add(name)
                 at = ("contract", key) if key == "required" else (key,)
                 near = [each for each in known if each != name]
                 what = f"column {name!r}, declared under {key}, is not delivered"
@@ -196,7 +199,11 @@ class _Talks:
             and self._was_always_there(each.name)
         ]
         told = {name for name in self.new if name.startswith(_DLT)} | nested
-        new = {name: self.targets[name] for name in self.new if name not in told}
+        new = {
+            name: self.targets[name]
+            for name in self.new
+            if name not in told and self._is_always_here(name)
+        }
         if not gone or not new or self.table is None:
             return {}
         orders = [*self.before.delivered] or self.table.names, [*self.arrival.delivered]
@@ -209,8 +216,14 @@ class _Talks:
 
     def _was_always_there(self, name: str) -> bool:
         """Columns of tables are; a field of objects is if none of the lake's rows lacks it."""
-        is_object = self.terms.is_objects
-        return not is_object or not self.before.landed.nulls(name) or not self._by_chance(name)
+        if not self.terms.is_objects or not self._by_chance(name):
+            return True
+        landed = self.before.landed
+        return not by_chance(landed.rows) and not landed.nulls(name)
+
+    def _is_always_here(self, name: str) -> bool:
+        sample = self.arrival.sample
+        return not self.terms.is_objects or not sample.column(name).null_count
 
     def _by_chance(self, name: str) -> bool:
         """Whether rows may well come without a column that the lake's rows have."""

@@ -89,6 +89,19 @@ def test_a_renamed_column_stops_the_load_until_it_is_said_what_it_is(
     assert project.load()["things"].status == "unchanged"
 
 
+def test_a_renamed_cursor_goes_on_from_where_it_was(project: Project) -> None:
+    columns = "id bigint, at timestamp"
+    _things(project, columns, "1, '2017-01-01'", "2, '2017-01-02'")
+    _declare(project, "write: append, cursor: at")
+    project.load()
+    project.sql("alter table things rename column at to changed;")
+    project.sql("insert into things values (3, '2017-01-03');")
+    assert "column 'at', declared under cursor" in str(project.load()["things"].error)
+    _declare(project, "write: append, cursor: at, contract: {renamed: {changed: at}}")
+    assert counts_of(project.load()["things"]) == (2, 1, 0, 1)
+    assert len(project.rows("raw_shop.things")) == 3
+
+
 def test_what_looks_renamed_can_be_two_columns(project: Project) -> None:
     _start(project)
     _things(project, NAMES, *SAME)

@@ -41,7 +41,7 @@ def test_what_is_made_of_the_table_keeps_its_release_and_the_rest_is_released(
     assert before is not None
     assert now is not None
     assert now.number == before.number + 1
-    rewritten = {name for name, pin in now.tables.items() if pin != before.tables[name]}
+    rewritten = {name for name, pin in now.tables.items() if pin != before.tables.get(name)}
     assert {"raw_desk.visits", "marts.fct_daily_visits", "marts.dim_book"} <= rewritten
     assert not rewritten & OF_LOANS
 

@@ -194,6 +194,28 @@ def test_a_row_that_its_source_has_no_more_is_not_put_into_a_replaced_table(
     assert _amounts(project) == {1: 1, 3: -3, 4: 4}
 
 
+def test_rows_without_key_come_back_unless_their_file_came_again(project: Project) -> None:
+    table = "  things: {path: '*.csv', write: append, columns: {amount: bigint}, rules: [RULE]}"
+    strict, loose = (table.replace("RULE", rule) for rule in ("amount >= 0", "amount >= -10"))
+    project.declare("shop", "files", "drop", strict)
+    project.file("a.csv", "word,amount\nx,-1\ny,1\n")
+    project.file("b.csv", "word,amount\nz,-2\n")
+    assert counts_of(project.load()["things"]) == (3, 1, 2, 0)
+    project.file("b.csv", "word,amount\nz,2\n")
+    project.declare("shop", "files", "drop", loose)
+    # The same as a quarantined row, and yet another.
+    project.file("c.csv", "word,amount\nx,-1\n")
+    assert counts_of(project.load()["things"]) == (2, 2, 0, 0)
+    assert _counted(replay_all("shop")) == [("things", 1, 1, 0)]
+    rows = project.rows("raw_shop.things", "word, amount", "word")
+    assert [(row["word"], row["amount"]) for row in rows] == [
+        ("x", -1),
+        ("x", -1),
+        ("y", 1),
+        ("z", 2),
+    ]
+
+
 EXACT = """
     create table things (id bigint primary key, bad int, exact numeric(38, 9), big bigint,
         ratio double precision, at timestamp, instant timestamptz, day date, bytes bytea,

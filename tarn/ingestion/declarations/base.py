@@ -52,6 +52,10 @@ class Contract(Spec):
     max_shrink: Annotated[str, Field(pattern=r"^\d{1,2}(\.\d+)?%$|^100%$")] = "50%"
     """A source that has lost more of a table's rows does not replace it."""
 
+    def names_of(self, column: str) -> tuple[str, ...]:
+        """The names under which a column of the lake may come."""
+        return (column, *(new for new, old in self.renamed.items() if old == column))
+
     @model_validator(mode="after")
     def _one_name_each(self) -> "Contract":
         names = list(self.renamed.values())

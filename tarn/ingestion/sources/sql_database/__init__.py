@@ -227,4 +227,5 @@ def _offered(name: str, choice: Choice, reading: Reading) -> Offered:
         if (value := getattr(spec, key)) is not None:
             words[key] = value
     columns = {column: type_name(kind) for column, kind in reading.landed_types().items()}
-    return Offered(name, words, columns, found.comment)
+    comments = {column: each.comment or "" for column, each in found.columns.items()}
+    return Offered(name, words, columns, found.comment, comments)
