@@ -251,6 +251,31 @@ def test_a_whole_database_lands_by_pattern_whatever_its_names(
     }
 
 
+def test_keys_of_any_type_are_merged_by(project: Project, postgres: str) -> None:
+    address = database(postgres, "keys")
+    keys = {
+        "raw": ("bytea", "'\\x00ff'", "'\\x01'"),
+        "at": ("timestamptz", "'2017-01-01 00:00+02'", "'2017-01-02'"),
+        "big": ("numeric(20, 0)", "18446744073709551615", "1"),
+        "loose": ("numeric", "1.5", "2"),
+        "fraction": ("double precision", "0.1", "'NaN'"),
+        "words": ("text", "'ä'", "''"),
+        "id": ("uuid", "'a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11'", "gen_random_uuid()"),
+        "flag": ("boolean", "true", "false"),
+    }
+    for name, (kind, one, two) in keys.items():
+        _pg(address, f"create table by_{name} (k {kind} primary key, n int)")
+        _pg(address, f"insert into by_{name} values ({one}, 1), ({two}, 1)")
+    _declare(project, address, 'include: ["*"]')
+    assert {counts_of(load) for load in project.load().values()} == {(2, 2, 0, 0)}
+    for name, (_, one, _) in keys.items():
+        _pg(address, f"update by_{name} set n = 2 where k = {one}")
+    loads = {name: (load.error, counts_of(load)) for name, load in project.load().items()}
+    assert loads == {f"by_{name}": (None, (2, 1, 0, 1)) for name in keys}
+    for name in keys:
+        assert [row["n"] for row in project.rows(f"raw_shop.by_{name}", "n", "n")] == [1, 2]
+
+
 def test_a_table_of_1600_columns(project: Project, postgres: str) -> None:
     address = database(postgres, "wide")
     columns = ", ".join(f"c{i} int" for i in range(1600))
