@@ -11,12 +11,14 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import jsonschema  # type: ignore[import-untyped]
 import psycopg
 import pyarrow as pa
 import pytest
+import yaml
 
 from tarn.errors import TarnError
-from tarn.ingestion.declarations import FOLDER, declare
+from tarn.ingestion.declarations import FOLDER, declare, schema_text
 from tarn.ingestion.sources.sql_database import SqlDatabase
 from tarn.settings import settings
 from tests.engine.ingesting import Project, counts_of, project
@@ -516,7 +518,7 @@ def _error(project: Project) -> str:
         (lambda url: url.replace("p%40ss", "wrong"), "password authentication failed"),
         (lambda url: url.replace("127.0.0.1", "nowhere.invalid"), "cannot open postgresql"),
         (lambda url: url.replace("refused", "absent"), 'database "absent" does not exist'),
-        (lambda url: url.replace("postgresql", "oracle"), "install the driver"),
+        (lambda url: url.replace("postgresql", "oracle").replace("refused", "x"), "install the"),
         (lambda url: url.replace("postgresql", "nosql"), "install the driver"),
         (lambda url: "nonsense", "connection is no database address"),
     ],
@@ -669,6 +671,16 @@ def test_mistakes_in_a_declaration_are_told(project: Project, rest: str, told: s
     _declare(project, "sqlite:///shop.db", rest)
     with pytest.raises(TarnError, match=told):
         declare(project.path / "ingestion/shop.yml")
+
+
+@pytest.mark.parametrize("rest", ["tables:\n  t:", 'include: ["main.*"]', 'include: ["*.t"]'])
+def test_little_need_be_said(project: Project, rest: str) -> None:
+    project.sql("create table t (a int primary key); insert into t values (1)")
+    _declare(project, "sqlite:///shop.db", rest)
+    schema = json.loads(schema_text())
+    jsonschema.validate(yaml.safe_load((project.path / "ingestion/shop.yml").read_text()), schema)
+    assert counts_of(project.load()["t"]) == (1, 1, 0, 0)
+    assert _source(project).tables["t"].write == "merge"
 
 
 def test_a_merge_without_any_key_is_told(project: Project) -> None:

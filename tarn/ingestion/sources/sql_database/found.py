@@ -106,6 +106,8 @@ class Database:
             schemas: Collection[str | None] = [self.default]
             if dot:
                 schemas = [n for n in self.schemas if fnmatchcase(n, schema)]
+            if self.default is None and "main" in schemas:
+                schemas = [None]
             for each in schemas:
                 names = self.places(each)
                 found |= dict.fromkeys(p for p in names if fnmatchcase(p[1], table))
