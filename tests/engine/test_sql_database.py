@@ -539,7 +539,8 @@ def test_a_database_that_cannot_be_opened_says_why_once(
     ("change", "told"),
     [
         (lambda url: url.replace("p%40ss", "wrong"), "Access denied for user 'tarn'"),
-        (lambda url: url + "_absent", "database"),
+        (lambda url: url + "_absent", "Unknown database 'refused_absent'"),
+        (lambda url: url.removesuffix("/refused"), "the address names no database"),
         (lambda url: url.replace("127.0.0.1", "nowhere.invalid"), "Can't connect to MySQL server"),
     ],
 )

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import sqlalchemy as sa
 from sqlalchemy.engine.reflection import Inspector, ObjectKind, ObjectScope
 
+from tarn.errors import TarnError
 from tarn.ingestion.sources.sql_database.addresses import opened
 from tarn.ingestion.sources.sql_database.names import lake_names
 
@@ -79,6 +80,9 @@ class Database:
     def places(self, schema: str | None) -> list[Place]:
         """Tables and views of a schema. Partitions of a table, and what an extension brought,
         are parts of something else."""
+        if schema is None and self.engine.dialect.name in ("mysql", "mariadb"):
+            fix = "add it to the address, or say schema: and patterns such as sales.*"
+            raise TarnError("the address names no database", self.where, fix)
         if schema not in self._listed:
             with opened(self.engine, self.where) as connection:
                 self._listed[schema] = self._list(connection, schema)
