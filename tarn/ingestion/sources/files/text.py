@@ -27,7 +27,9 @@ _SAMPLE = 1 << 16
 _VALID = re.compile(rb"[\xc2-\xf4][\x80-\xbf]+")
 
 
-def in_utf8(file: Path, declared: str | None, scratch: Path) -> tuple[Path, str | None]:
+def in_utf8(
+    file: Path, declared: str | None, scratch: Path, may_guess: bool = True
+) -> tuple[Path, str | None]:
     """The file in UTF-8 without mark, and the encoding it was in if nothing in it said so.
 
     Single bytes that are not UTF-8 are left to the reader. Raises BrokenFileError for text in an
@@ -39,8 +41,8 @@ def in_utf8(file: Path, declared: str | None, scratch: Path) -> tuple[Path, str 
         return _decoded(file, declared, scratch), None
     if (encoding := _marked(head)) or (encoding := _wide(head)):
         return _decoded(file, encoding, scratch), None
-    foreign = _foreign(file)
-    if not foreign or declared or _VALID.search(foreign):
+    foreign = _foreign(file) if may_guess and not declared else b""
+    if not foreign or _VALID.search(foreign):
         return file, None
     encoding = _guessed(foreign)
     return _decoded(file, encoding, scratch), encoding

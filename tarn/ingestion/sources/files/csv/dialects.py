@@ -1,4 +1,4 @@
-"""Which marks separate a text table's fields and records: the ones that make it the most regular."""
+"""Which marks separate a text table's fields and records: those that make it most regular."""
 
 import csv
 import re
@@ -20,7 +20,7 @@ _QUOTES = (b'"', b"'", None)
 _SAMPLED = 60
 _CLEAR = 0.03
 """Two dialects closer than this explain a file equally well."""
-NUMBER = re.compile(r"[-+(]?\s*[$€£]?\s*[-+]?\d[\d.,'’ ]*(e[-+]?\d+)?\s*[%€$£]?\s*\)?-?", re.I)
+NUMBER = re.compile(r"[-+(]?\s*[$€£]?\s*[-+]?\d[\d.,'\u2019 ]*(e[-+]?\d+)?\s*[%€$£]?\s*\)?-?", re.I)
 INSTANT = re.compile(
     r"(\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4})?[T ]?(\d{1,2}:\d{2}(:\d{2}([.,]\d+)?)?)?"
     r"\s*([ap]m)?(Z|[-+]\d{2}:?\d{2})?",
@@ -46,9 +46,9 @@ def sniff(head: bytes, delimiter: str | None, quote: str | None, escape: str | N
 
     What is not None is settled. Raises BrokenFileError if two dialects fit equally well.
     """
-    newline = b"\r" if b"\r" in head and b"\n" not in head else b"\n"
     found = [
         _tried(head, spelled, Dialect(SEPARATOR if len(spelled) > 1 else spelled, q, e, newline))
+        for newline in _newlines(head)
         for spelled in _spellings(head, delimiter)
         for q in _quotes(head, quote)
         for e in _escapes(head, q, escape)
@@ -82,6 +82,15 @@ def is_value(cell: str) -> bool:
     """Whether a cell holds a number, a date or a time: no column is called so."""
     cell = cell.strip()
     return bool(cell) and bool(NUMBER.fullmatch(cell) or INSTANT.fullmatch(cell))
+
+
+def _newlines(head: bytes) -> Iterator[bytes]:
+    """Lines end with CR in files from old Macs, whose quoted fields may hold an LF."""
+    has_lone = re.search(rb"\r(?!\n)", head) is not None
+    if not has_lone or b"\n" in head:
+        yield b"\n"
+    if has_lone:
+        yield b"\r"
 
 
 def _spellings(head: bytes, delimiter: str | None) -> Iterator[bytes]:
