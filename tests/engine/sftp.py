@@ -41,14 +41,17 @@ def serving_sftp(folder: Path) -> Iterator[Sftp]:
     loop = asyncio.new_event_loop()
     thread = Thread(target=loop.run_forever, daemon=True)
     thread.start()
-    started = asyncssh.create_server(
-        _Users,
-        "127.0.0.1",
-        0,
-        server_host_keys=[key],
-        sftp_factory=lambda channel: asyncssh.SFTPServer(channel, chroot=str(folder).encode()),
-    )
-    server = asyncio.run_coroutine_threadsafe(started, loop).result(30)
+
+    async def start() -> asyncssh.SSHAcceptor:
+        return await asyncssh.create_server(
+            _Users,
+            "127.0.0.1",
+            0,
+            server_host_keys=[key],
+            sftp_factory=lambda channel: asyncssh.SFTPServer(channel, chroot=str(folder).encode()),
+        )
+
+    server = asyncio.run_coroutine_threadsafe(start(), loop).result(30)
     port = server.sockets[0].getsockname()[1]
     public = key.export_public_key().decode().strip()
     try:
