@@ -33,6 +33,7 @@ from tarn.ingestion.sources.files.source import Files
 from tarn.ingestion.sources.files.text import in_utf8
 from tarn.settings import settings
 from tarn.storage.s3 import S3
+from tests.engine.conftest import ROOT
 from tests.engine.ingesting import Project, counts_of, project  # noqa: F401
 from tests.engine.sftp import PASSWORD, serving_sftp
 from tests.engine.upstreams import Request, serving
@@ -756,3 +757,10 @@ def test_a_source_offers_a_table_for_each_kind_of_file(project: Project) -> None
         "stores": {"path": "stores.json", "write": "merge", "primary_key": ["store_id"]},
     }
     assert found["stores"].columns == {"store_id": "text", "open": "boolean"}
+
+
+def test_the_page_about_files_declares_what_can_be_declared(tmp_path: Path) -> None:
+    page = (ROOT / "docs/how-to/load-files.md").read_text()
+    (tmp_path / "suppliers.yml").write_text(page.split("```yaml\n")[1].split("```")[0])
+    (one,) = declared(tmp_path)
+    assert sorted(one.system.tables) == ["deliveries", "price_lists"]

@@ -74,6 +74,8 @@ def _foreign(file: Path) -> bytes:
     found = b""
     with file.open("rb") as opened:
         for block in _pieces(opened):
+            if block.isascii():
+                continue
             try:
                 block.decode()
                 lines = [block]
