@@ -130,7 +130,7 @@ class Reading:
         schema = self._schema_of(parts)
         required = [*self.spec.primary_key, *self.spec.contract.required]
         gone = [name for name in required if name not in schema.names]
-        if self.format != "json" and gone:
+        if gone and self.format != "json":
             raise BrokenFileError(f"no column {', '.join(gone)}")
         return Opened(copy.found, parts, names, schema)
 
@@ -145,7 +145,7 @@ class Reading:
             sheet.check()
             return sheet
         told = self.spec.csv
-        file, guessed = in_utf8(content.file, told.encoding, scratch)
+        file, guessed = in_utf8(content.file, told.encoding, scratch, self.format == "csv")
         if guessed:
             self.notes.append(f"{content.name}: read as {guessed}, for it is not UTF-8")
         if self.format == "json":
