@@ -98,7 +98,9 @@ class Intake:
 
     def settle(self, written: int) -> None:
         """Rows were written: let the others into quarantine, and account for each that was read."""
-        counts = self.counts
+        counts, superseded = self.counts, self.extract.superseded()
+        counts.read += superseded
+        counts.deduplicated += superseded
         counts.accepted = written
         counts.quarantined = self.quarantine.commit(self.load.transaction)
         counts.deduplicated += self.quarantine.count - counts.quarantined

@@ -19,6 +19,10 @@ from tarn.storage.lake import Lake
 LOAD_ID = "_load_id"
 LOADED_AT = "_loaded_at"
 SOURCE_FILE = "_source_file"
+DELETED = "_deleted"
+"""Marks rows of a load that are there to delete one; never in the lake."""
+DELETED_AT = "_deleted_at"
+"""When the source deleted a row that the lake keeps; UTC."""
 _LOG_PRECISION = timedelta(milliseconds=1)
 MEMORY = "512MB"
 """What DuckDB may hold for all tables that are being loaded, before it spills."""
@@ -29,7 +33,7 @@ class Desk:
     DuckDB longer than most of what it is asked."""
 
     def __init__(self, lake: Lake, folder: Path) -> None:
-        self.lake = lake
+        self.lake, self.folder = lake, folder
         self._connection = duckdb.connect()
         self._connection.execute(f"set memory_limit = '{MEMORY}'")
         self._connection.execute("set temp_directory = ?", [str(folder)])

@@ -50,11 +50,32 @@ def load_table(
     load: Load, source: Source, declared: Declared, table: str, task: Task
 ) -> list[Loaded]:
     """The table and its children. Raises whatever went wrong; nothing is then half done."""
+    parts, is_more = [[Loaded(table, Counts())]], True
+    while is_more:
+        loaded, is_more = _load_part(load, source, declared, table, task)
+        parts.append(loaded)
+    tables = dict.fromkeys(each.table for loaded in parts for each in loaded)
+    return [_together([e for loaded in parts for e in loaded if e.table == t]) for t in tables]
+
+
+def _together(parts: Sequence[Loaded]) -> Loaded:
+    """What was loaded of one table, part by part."""
+    counts = Counts()
+    for name, rows in ((n, r) for part in parts for n, r in vars(part.counts).items()):
+        setattr(counts, name, getattr(counts, name) + rows)
+    notes = dict.fromkeys(note for part in parts for note in part.notes)
+    return replace(parts[-1], counts=counts, notes=tuple(notes))
+
+
+def _load_part(
+    load: Load, source: Source, declared: Declared, table: str, task: Task
+) -> tuple[list[Loaded], bool]:
+    """What the source gives at a time, and whether there is more."""
     name = f"raw_{declared.name}.{table}"
     landed = Landed(load.desk, name)
     extract = source.extract(table, landed)
     if extract is None:
-        return [Loaded(table, Counts())]
+        return [], False
     spec = source.tables[table]
     terms = Terms(name, spec, spec.primary_key, declared.file, ("tables", table))
     if extract.is_objects:
@@ -63,7 +84,7 @@ def load_table(
         loaded = [_load_rows(load, terms, extract, landed, task)]
     if any(each.counts.moved for each in loaded) or extract.is_changed:
         extract.remember(load.load_id)
-    return loaded
+    return loaded, extract.is_more
 
 
 def _load_rows(load: Load, terms: Terms, extract: Extract, landed: Landed, task: Task) -> Loaded:
@@ -80,7 +101,8 @@ def _load_rows(load: Load, terms: Terms, extract: Extract, landed: Landed, task:
 def _done(intake: Intake, written: int) -> Loaded:
     intake.settle(written)
     table = intake.terms.name.partition(".")[2]
-    return Loaded(table, intake.counts, intake.shape.notes if intake.shape else ())
+    notes = intake.shape.notes if intake.shape else ()
+    return Loaded(table, intake.counts, (*notes, *intake.extract.notes))
 
 
 @contextmanager
@@ -168,7 +190,8 @@ def _mode(intake: Intake) -> dict[str, Any]:
     if files:
         return {"mode": "replace_where", "where": any_of([SOURCE_FILE], [[file] for file in files])}
     if intake.terms.spec.write == "merge":
-        return {"mode": "merge", "keys": intake.terms.keys}
+        deleted = intake.extract.deleted
+        return {"mode": "merge", "keys": intake.terms.keys, "deleted": deleted}
     return {"mode": intake.terms.spec.write}
 
 

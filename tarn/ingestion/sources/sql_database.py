@@ -39,7 +39,7 @@ class SqlDatabase(Source):
         driver = {"postgresql": "postgresql+psycopg"}.get(self.url.drivername, self.url.drivername)
         self.engine = self._engine(self.url.set(drivername=driver))
 
-    def extract(self, table: str, landed: Landed) -> Extract:
+    def extract(self, table: str, landed: Landed) -> Extract | None:
         spec = self.declared.system.tables[table]
         assert isinstance(spec, SqlTable)
         found = self._reflect(spec.table or table, spec, table)
