@@ -9,6 +9,7 @@ with the changes that follow.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import dlt
@@ -25,12 +26,11 @@ from tarn.ingestion.sources.cdc.spool import (
     AT,
     DELETE,
     LSN,
-    MOVED,
     OLD,
     OP,
     SEQ,
     TRUNCATE,
-    UPSERT,
+    UNTOLD,
     Slice,
 )
 from tarn.ingestion.sources.cdc.text import delivered, readable
@@ -108,7 +108,7 @@ class Changes:
         known = session.execute(f"select * {read} limit 0").to_arrow_table().column_names
         columns = [
             quoted(name) if name in known else f"cast(null as varchar) as {quoted(name)}"
-            for name in (SEQ, LSN, OP, AT, OLD, MOVED, *self.table.kinds)
+            for name in (SEQ, LSN, OP, AT, OLD, *self.table.kinds)
         ]
         session.execute(
             f"create or replace temp view spooled as select {', '.join(columns)} {read}"
@@ -129,10 +129,10 @@ class Changes:
         """SQL of the last state of each key, values that are not known left UNCHANGED."""
         keys = ", ".join(quoted(key) for key in self.table.keys)
         seq = quoted(SEQ)
-        last = [f"arg_max({quoted(name)}, {seq}) as {quoted(name)}" for name in (OP, AT, OLD)]
+        last = [f"arg_max({quoted(name)}, {seq}) as {quoted(name)}" for name in (OP, AT)]
         return f"""
             select {keys}, max({seq}) as {seq}, {", ".join(last)},
-                bool_or({quoted(MOVED)}) as {quoted(MOVED)}
+                bool_or({quoted(OLD)}) as {quoted(OLD)}
                 {"".join(f", {self._last(name)}" for name in self._others)}
             from spooled where {seq} > {after} and {quoted(OP)} <> {literal(TRUNCATE)}
             group by {keys} order by {seq}
@@ -153,38 +153,24 @@ class Changes:
 
     def _rows(self, folded: pa.Table) -> pa.Table:
         """Folded changes as rows of the lake, those that a later change takes away left out."""
-        is_deleted = pc.equal(folded[OP], DELETE)
-        partial = [pc.equal(folded[name], UNCHANGED) for name in self._others]
-        unknown = {
-            name: mask.combine_chunks()
-            for name, mask in zip(self._others, partial, strict=True)
-            if pc.any(mask).as_py()
-        }
-        is_asked = self._is_asked(folded, list(unknown.values()))
+        is_deleted = pc.equal(folded[OP], DELETE).combine_chunks()
+        is_asked = folded[OLD].combine_chunks()
+        unknown: dict[str, pa.Array] = {}
+        for name in self._others:
+            column = folded[name].combine_chunks()
+            is_untold = pc.fill_null(pc.equal(column, UNTOLD), False)
+            is_unchanged = pc.fill_null(pc.equal(column, UNCHANGED), False)
+            is_asked = pc.or_(is_asked, is_untold)
+            if pc.any(is_unchanged).as_py() and self._is_lake_behind:
+                is_asked = pc.or_(is_asked, is_unchanged)
+            unknown[name] = pc.or_(is_untold, is_unchanged)
         rows = self._as_delivered(folded, unknown)
-        if self.table.deletes == "hard":
-            # A row that is to go needs no values.
-            unknown = {
-                k: pc.and_not(pc.fill_null(v, False), is_deleted) for k, v in unknown.items()
-            }
-        if unknown:
-            rows, is_missing = self._completed(rows, unknown)
-            is_asked = pc.or_(is_asked, is_missing)
-        is_upsert = pc.equal(folded[OP], UPSERT)
-        asked = self._asked(folded.filter(pc.and_(is_asked, is_upsert)))
-        return pa.concat_tables([rows.filter(pc.invert(is_asked)), asked])
+        rows, is_missing = self._completed(rows, unknown, is_deleted)
+        is_left_out = pc.or_(pc.and_not(is_asked, is_deleted), is_missing)
+        asked = self._asked(folded.filter(pc.and_not(is_left_out, is_deleted)))
+        return pa.concat_tables([rows.filter(pc.invert(is_left_out)), asked])
 
-    def _is_asked(self, folded: pa.Table, unknown: Sequence[pa.Array]) -> pa.Array:
-        """Which rows only the source can tell."""
-        is_upsert = pc.equal(folded[OP], UPSERT)
-        is_asked = pc.and_(is_upsert, folded[OLD])
-        is_stale = pc.or_(folded[MOVED], pa.scalar(self._is_lake_behind()))
-        for mask in unknown:
-            is_asked = pc.or_(
-                is_asked, pc.and_(pc.and_(is_upsert, is_stale), pc.fill_null(mask, False))
-            )
-        return is_asked.combine_chunks()
-
+    @cached_property
     def _is_lake_behind(self) -> bool:
         """Whether a state of some row was ever put into quarantine, and so is not in the lake."""
         name = self.landed.name.replace("raw_", "quarantine_", 1)
@@ -195,8 +181,7 @@ class Changes:
         for name, kind in self.table.kinds.items():
             column = folded[name].combine_chunks()
             if name in unknown:
-                nothing = pa.scalar(None, pa.string())
-                column = pc.if_else(pc.fill_null(unknown[name], False), nothing, column)
+                column = pc.if_else(unknown[name], pa.scalar(None, pa.string()), column)
             columns.append(readable(column, kind))
         return pa.Table.from_arrays([*columns, self._mark(folded)], schema=self.table.schema)
 
@@ -209,18 +194,25 @@ class Changes:
         )
 
     def _completed(
-        self, rows: pa.Table, unknown: Mapping[str, pa.Array]
+        self, rows: pa.Table, unknown: Mapping[str, pa.Array], is_deleted: pa.Array
     ) -> tuple[pa.Table, pa.Array]:
-        """Unknown values taken from the lake, and a mask of the rows that it lacks."""
-        incoming = rows
+        """Unknown values taken from the lake, and a mask of the rows for which it has none. What
+        the log does not repeat for its size is not null: where the lake has null, it is behind."""
+        if self.table.deletes == "hard":
+            # A row that is to go needs no values.
+            unknown = {name: pc.and_not(mask, is_deleted) for name, mask in unknown.items()}
+        unknown = {name: mask for name, mask in unknown.items() if pc.any(mask).as_py()}
+        if not unknown:
+            return rows, pa.repeat(pa.scalar(False), rows.num_rows)
+        incoming = rows.append_column("tarn deleted", is_deleted)
         for i, mask in enumerate(unknown.values()):
-            incoming = incoming.append_column(f"tarn unknown {i}", pc.fill_null(mask, False))
-        wanted = " or ".join(f'"tarn unknown {i}"' for i in range(len(unknown)))
+            incoming = incoming.append_column(f"tarn unknown {i}", mask)
         with self.landed.desk.session() as session:
             incoming = incoming.append_column("tarn row", pa.array(range(rows.num_rows)))
             session.register("incoming", incoming)
             kinds = dict(zip(incoming.column_names, session.table("incoming").types, strict=True))
             chosen = [f"incoming.{quoted(name)}" for name in rows.column_names]
+            missing = []
             for i, name in enumerate(unknown):
                 at = rows.column_names.index(name)
                 value = f"known.{quoted(name)}" if name in self._known_columns() else "null"
@@ -228,14 +220,16 @@ class Changes:
                     f'case when "tarn unknown {i}" then cast({value} as {kinds[name]})'
                     f" else {chosen[at]} end as {quoted(name)}"
                 )
+                lacks = f'({value} is null and not "tarn deleted")'
+                key = quoted(self.table.keys[0])
+                missing.append(f'("tarn unknown {i}" and (known.{key} is null or {lacks}))')
             result = session.execute(f"""
-                select {", ".join(chosen)},
-                    ({wanted}) and known.{quoted(self.table.keys[0])} is null as {quoted(_MISSING)}
+                select {", ".join(chosen)}, {" or ".join(missing)} as {quoted(_MISSING)}
                 from incoming left join ({self.landed.select}) as known on {self._same(session)}
                 order by "tarn row"
             """).to_arrow_table()
-        missing = result[_MISSING].combine_chunks()
-        return result.drop_columns([_MISSING]).cast(rows.schema), missing
+        is_missing = result[_MISSING].combine_chunks()
+        return result.drop_columns([_MISSING]).cast(rows.schema), is_missing
 
     def _known_columns(self) -> list[str]:
         assert self.landed.schema is not None

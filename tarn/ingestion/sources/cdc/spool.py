@@ -22,12 +22,13 @@ from tarn.ingestion.sources.cdc.pgoutput import (
     decode,
 )
 
-SEQ, LSN, OP, AT, OLD, MOVED = (
-    f"tarn {name}" for name in ("seq", "lsn", "op", "at", "old", "moved")
-)
+SEQ, LSN, OP, AT, OLD = (f"tarn {name}" for name in ("seq", "lsn", "op", "at", "old"))
 """Columns beside the table's own, by names that none of those can have: order in the log, where
-its transaction was committed and when, what happened, whether the table has other columns by now,
-and whether the row had another key before."""
+its transaction was committed and when, what happened, and whether the table has other columns by
+now."""
+UNTOLD = "\0\0"
+"""In place of a value that was left unchanged while the row's key changed: what the log or the lake
+has under the new key is another row's."""
 UPSERT, DELETE, TRUNCATE = "u", "d", "t"
 SLICE_ROWS, SLICE_BYTES = 200_000, 64 << 20
 """A table's changes are loaded in slices of about this, of whole transactions."""
@@ -39,7 +40,6 @@ _SCHEMA = pa.schema(
         OP: pa.string(),
         AT: pa.timestamp("us"),
         OLD: pa.bool_(),
-        MOVED: pa.bool_(),
     }
 )
 
@@ -120,7 +120,8 @@ class Pile:
             ]
         if before is not None and moved:
             self._put(seq, begin, DELETE, before)
-        self._put(seq, begin, UPSERT, after, moved)
+            after = [UNTOLD if value == UNCHANGED else value for value in after]
+        self._put(seq, begin, UPSERT, after)
 
     def truncate(self, seq: int, begin: Begin) -> None:
         self._put(seq, begin, TRUNCATE, [None] * len(self._names))
@@ -149,13 +150,13 @@ class Pile:
     def _key(self, values: Values) -> list[str | None]:
         return [values[i] for i in self._positions]
 
-    def _put(self, seq: int, begin: Begin, op: str, values: Values, moved: bool = False) -> None:
+    def _put(self, seq: int, begin: Begin, op: str, values: Values) -> None:
         if op == DELETE:
             kept: list[str | None] = [UNCHANGED] * len(values)
             for i in self._positions:
                 kept[i] = values[i]
             values = kept
-        self._rows.append((seq, begin.lsn, op, begin.at, self._is_old, moved, *values))
+        self._rows.append((seq, begin.lsn, op, begin.at, self._is_old, *values))
         size = sum(len(value) for value in values if value)
         self._size += size
         self.slices[-1].rows += 1
