@@ -18,8 +18,13 @@ from typing import Any, LiteralString
 
 import psycopg
 import pytest
+from psycopg import sql
 
-from tarn.ingestion.sources.cdc import changes
+from tarn.errors import TarnError
+from tarn.ingestion.declarations import declare
+from tarn.ingestion.sources import cdc
+from tarn.ingestion.sources.cdc import changes, server, spool
+from tarn.settings import settings
 from tests.engine.conftest import ROOT
 from tests.engine.ingesting import Project, counts_of, project
 from tests.engine.postgres import database, postgres
@@ -382,3 +387,235 @@ def test_a_key_that_moves_to_where_another_row_was_brings_its_own_large_value(
     shop.execute("update orders set id = 3; update orders set qty = 7")
     followed.load()
     same(followed, shop)
+
+
+def test_a_long_log_is_loaded_in_slices_of_whole_transactions(
+    followed: Project, shop: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    followed.load()
+    monkeypatch.setattr(spool, "SLICE_ROWS", 20)
+    monkeypatch.setattr(server, "CHANGES_AT_ONCE", 10)
+    for start in range(0, 100, 10):
+        shop.execute(
+            "insert into orders select n, 'x', n from generate_series(%s, %s + 9) as n",
+            [start, start],
+        )
+    shop.execute("update orders set qty = -1 where id < 50")
+    before = followed.versions()["raw_shop.orders"]
+    assert counts_of(followed.load()["orders"]) == (150, 150, 0, 0)
+    assert followed.versions()["raw_shop.orders"] == before + 6
+    same(followed, shop)
+
+
+TWO = "  orders: {primary_key: [id], write: merge}\n  others: {primary_key: [id], write: merge}"
+
+
+def test_a_table_that_fails_holds_the_slot_and_not_the_other_table(
+    project: Project, shop: psycopg.Connection[Any], postgres: str
+) -> None:
+    shop.execute("create table others (id int primary key, at date)")
+    frozen = TWO.replace("others: {", "others: {contract: {columns: freeze}, ")
+    follow(project, address_of(shop, postgres), frozen)
+    project.load()
+    shop.execute("alter table others add extra int")
+    shop.execute("insert into orders values (1, 'a', 1); insert into others values (1, null, 1)")
+    for qty in (1, 2):
+        shop.execute("update orders set qty = %s", [qty])
+        loads = project.load()
+        assert (loads["orders"].status, loads["others"].status) == ("loaded", "failed")
+        assert "new column extra" in str(loads["others"].error)
+        same(project, shop)
+    follow(project, address_of(shop, postgres), TWO)
+    assert project.load()["orders"].status == "unchanged"
+    same(project, shop, "others")
+    kept = shop.execute(
+        "select pg_current_wal_lsn() - confirmed_flush_lsn from pg_replication_slots"
+    )
+    assert (kept.fetchone() or (9999,))[0] < 1000
+
+
+def test_a_table_declared_later_joins_and_one_that_is_not_any_more_leaves(
+    project: Project, shop: psycopg.Connection[Any], postgres: str
+) -> None:
+    shop.execute("create table others (id int primary key, at date)")
+    shop.execute("insert into others values (1, '2017-01-01')")
+    address = address_of(shop, postgres)
+    orders = TWO.partition("\n")[0]
+    follow(project, address, orders)
+    project.load()
+    shop.execute("insert into orders values (1, 'a', 1); insert into others values (2, null)")
+    follow(project, address, TWO)
+    loads = project.load()
+    assert counts_of(loads["others"]) == (2, 2, 0, 0)
+    shop.execute("insert into others values (3, null); delete from others where id = 1")
+    assert counts_of(project.load()["others"]) == (2, 2, 0, 0)
+    same(project, shop, "others")
+    follow(project, address, orders)
+    project.load()
+    published = shop.execute("select tablename from pg_publication_tables").fetchall()
+    assert published == [("orders",)]
+    shop.execute("delete from others")
+    follow(project, address, TWO)
+    # What happened in between is not in the log.
+    failed = project.load()["others"]
+    assert "did not have the table all the time" in str(failed.error)
+    assert "--full-refresh" in str(failed.error)
+    shutil.rmtree(project.path / "lake/raw_shop/others")
+    assert project.load()["others"].status == "unchanged"
+    same(project, shop, "others")
+
+
+def test_columns_that_change_in_the_middle_of_the_log(
+    followed: Project, shop: psycopg.Connection[Any]
+) -> None:
+    shop.execute("insert into orders select n, 'x', n from generate_series(1, 6) as n")
+    followed.load()
+    shop.execute("update orders set item = 'before' where id in (1, 2)")
+    shop.execute(
+        "alter table orders rename qty to quantity; alter table orders add price numeric(8, 2)"
+    )
+    shop.execute("update orders set price = 1.5 where id in (2, 3)")
+    shop.execute("alter table orders drop item")
+    shop.execute("insert into orders values (7, 7, 0.5); delete from orders where id = 6")
+    load = followed.load()["orders"]
+    assert "new column quantity (integer)" in load.notes
+    assert "column qty is no longer delivered" in load.notes
+    rows = followed.rows("raw_shop.orders", "id, quantity, price", "id")
+    changed = [tuple(map(str, row.values())) for row in rows if row["quantity"] is not None]
+    # Of rows that changed, every column is as it is in the source; see the page for the others.
+    assert changed == [
+        ("1", "1", "None"),
+        ("2", "2", "1.50"),
+        ("3", "3", "1.50"),
+        ("7", "7", "0.50"),
+    ]
+    shop.execute("alter table orders alter quantity type bigint; update orders set price = 2")
+    assert "changed column quantity from integer to bigint" in str(followed.load()["orders"].error)
+
+
+@pytest.mark.parametrize("loss", ["dropped", "made_anew", "read", "unpublished"])
+def test_a_gap_in_the_log_is_told_and_never_passed_over(
+    followed: Project, shop: psycopg.Connection[Any], loss: str
+) -> None:
+    shop.execute("insert into orders values (1, 'a', 1)")
+    followed.load()
+    (slot,) = shop.execute("select slot_name from pg_replication_slots").fetchone() or ("",)
+    shop.execute("update orders set qty = 2")
+    if loss == "unpublished":
+        shop.execute(sql.SQL("alter publication {} drop table orders").format(sql.Identifier(slot)))
+    elif loss == "read":
+        shop.execute("select pg_replication_slot_advance(%s, pg_current_wal_lsn())", [slot])
+    else:
+        shop.execute("select pg_drop_replication_slot(%s)", [slot])
+    if loss == "made_anew":
+        shop.execute("select pg_create_logical_replication_slot(%s, 'pgoutput')", [slot])
+    shop.execute("update orders set qty = 3")
+    before = followed.versions()["raw_shop.orders"]
+    for _ in range(2):
+        error = str(followed.load()["orders"].error)
+        assert "changes may be missing" in error
+        assert "tarn ingest shop --full-refresh" in error
+        assert "raw_shop/orders" in error
+    assert followed.versions()["raw_shop.orders"] == before
+    shutil.rmtree(followed.path / "lake/raw_shop/orders")
+    followed.load()
+    shop.execute("update orders set qty = 4")
+    followed.load()
+    same(followed, shop)
+
+
+def test_a_slot_that_the_server_gave_up_is_told(
+    followed: Project, shop: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    followed.load()
+    # A server gives one up only after gigabytes, and for all the other tests' slots.
+    lost = server._SLOT.replace("wal_status = 'lost'", "true")
+    monkeypatch.setattr(server, "_SLOT", lost)
+    assert "given up by the server" in str(followed.load()["orders"].error)
+
+
+def test_a_copied_lake_does_not_move_the_slot_of_the_original(
+    followed: Project, shop: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    followed.load()
+    shop.execute("insert into orders values (1, 'a', 1)")
+    shutil.copytree(followed.path / "lake", followed.path / "copy")
+    monkeypatch.setenv("TARN_LAKE", "copy")
+    settings.cache_clear()
+    assert "two lakes cannot follow one slot" in str(followed.load()["orders"].error)
+    monkeypatch.setenv("TARN_LAKE", "second")
+    settings.cache_clear()
+    followed.load()
+    monkeypatch.delenv("TARN_LAKE")
+    settings.cache_clear()
+    slots = shop.execute(
+        "select count(*) from pg_replication_slots where database = current_database()"
+    )
+    assert slots.fetchone() == (2,)
+    assert counts_of(followed.load()["orders"]) == (1, 1, 0, 0)
+
+
+def test_a_table_that_cannot_be_followed_is_told_with_the_sql_to_run(
+    project: Project, shop: psycopg.Connection[Any], postgres: str
+) -> None:
+    shop.execute('create table "No Key" (id int, x int); create view seen as select * from orders')
+    tables = '  no_key: {table: "No Key", primary_key: [id], write: merge}'
+    tables += "\n  seen: {primary_key: [id], write: merge}\n" + TWO.partition("\n")[0]
+    follow(project, address_of(shop, postgres), tables)
+    loads = project.load()
+    assert 'alter table "public"."No Key" replica identity full' in str(loads["no_key"].error)
+    assert "ingestion/shop.yml:8" in str(loads["no_key"].error)
+    assert "only tables are in the log" in str(loads["seen"].error)
+    assert loads["orders"].error is None
+    # Published without, its updates would fail in the source itself.
+    shop.execute('update "No Key" set x = 1; alter table "No Key" replica identity full')
+    shop.execute('insert into "No Key" values (1, 1), (2, 2)')
+    assert counts_of(project.load()["no_key"]) == (2, 2, 0, 0)
+    shop.execute('update "No Key" set x = 2, id = id + 1; delete from "No Key" where id = 2')
+    project.load()
+    assert [tuple(row.values()) for row in project.rows("raw_shop.no_key")] == [(3, 2)]
+
+
+def test_a_role_without_rights_is_told_the_sql_to_run(
+    project: Project, shop: psycopg.Connection[Any], postgres: str
+) -> None:
+    role = "reader"
+    shop.execute("create role reader login password 'secret'; grant select on orders to reader")
+    address = f"postgresql://reader:secret@127.0.0.1:{shop.info.port}/{shop.info.dbname}"
+    follow(project, address, TWO.partition("\n")[0])
+    error = str(project.load()["orders"].error)
+    publication = error.partition("administrator run: ")[2]
+    assert publication.startswith("create publication")
+    shop.execute(publication.encode())
+    error = str(project.load()["orders"].error)
+    right = error.partition("administrator run: ")[2]
+    assert right == "alter role reader with replication"
+    source = cdc.database(declare(project.path / "ingestion/shop.yml"), settings())
+    assert source.check()[0] == "the role may NOT make replication slots"
+    shop.execute(right.encode())
+    assert project.load()["orders"].error is None
+    shop.execute("insert into orders values (1, 'a', 1)")
+    assert counts_of(project.load()["orders"]) == (1, 1, 0, 0)
+    said = source.check()
+    assert said[0] == "the role may make replication slots"
+    assert "behind" in said[2]
+    assert said[3] == "orders: can be followed"
+    shop.execute(f"drop owned by {role}; drop role {role}".encode())
+
+
+def test_only_postgresql_is_followed_and_by_key(project: Project) -> None:
+    project.sql(ORDERS)
+    project.declare("shop", "sql_database", "sqlite:///shop.db\nmode: cdc", TWO.partition("\n")[0])
+    error = str(project.load()["orders"].error)
+    assert "ingestion/shop.yml:6: mode: cdc follows PostgreSQL, and this is sqlite" in error
+    for tables in (
+        "  orders: {write: append}",
+        "  orders: {write: merge, primary_key: [id], cursor: at}",
+    ):
+        project.declare("shop", "sql_database", "sqlite:///shop.db\nmode: cdc", tables)
+        with pytest.raises(TarnError, match="mode: cdc needs write: merge and no cursor"):
+            project.load()
+    tables = "  orders: {write: merge, primary_key: [id], deletes: soft}"
+    project.declare("shop", "sql_database", "sqlite:///shop.db", tables)
+    with pytest.raises(TarnError, match="deletes needs mode: cdc"):
+        project.load()

@@ -14,6 +14,7 @@ import dlt
 import psycopg
 import pyarrow as pa
 from dlt.extract import DltResource
+from obstore.exceptions import BaseError
 from sqlalchemy.dialects import postgresql
 
 from tarn.errors import TarnError
@@ -152,7 +153,6 @@ class _Load:
         self.lag = ""
         self._snapshot: Snapshot | None = None
         self._queries: dict[str, Query] = {}
-        self._published = server.published(self.positions.slot)
         self._describe()
         self._join()
         self._spool()
@@ -175,7 +175,7 @@ class _Load:
             self.slot = self.server.slot(self.positions.slot)
             if self.slot is not None and not self.slot.is_lost:
                 self._advance(self.slot)
-        except psycopg.Error as error:
+        except (psycopg.Error, BaseError, OSError) as error:
             log.warning("%s: the slot stays where it is: %s", self.system, str(error).strip())
         finally:
             self.server.close()
@@ -189,15 +189,17 @@ class _Load:
                 self.problems[name] = error
 
     def _join(self) -> None:
-        """Let the log have the tables, and forget those that are declared no more."""
-        if self.there:
-            self.server.publish(self.positions.slot, list(self.there.values()))
-        tables = self.positions.tables
-        gone = set(tables) - set(self.source.tables)
+        """Let the log have the tables. Those that it has not had all the time are forgotten first:
+        declared no more, or taken out by somebody."""
+        known = self.server.published(self.positions.slot)
+        had = {name for name, there in self.there.items() if (there.schema, there.name) in known}
+        gone = set(self.positions.tables) - had
         for name in gone:
-            del tables[name]
+            del self.positions.tables[name]
         if gone:
             self.positions.write(self.desk.lake, self.system)
+        if self.there:
+            self.server.publish(self.positions.slot, list(self.there.values()))
 
     def _spool(self) -> None:
         """Put what the log has for each table on disk."""
@@ -233,8 +235,6 @@ class _Load:
             raise self._lost(error.what) from None
         if position is None:
             return None
-        if (self.there[name].schema, self.there[name].name) not in self._published:
-            raise self._lost(f"the table was taken out of the publication {self.positions.slot}")
         slot = self.slot
         if slot is None:
             raise self._lost(f"replication slot {self.positions.slot} is gone")

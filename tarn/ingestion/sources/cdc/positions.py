@@ -57,7 +57,7 @@ class Positions:
         committed = table.transaction_version(self.mark)
         kept = self.tables.get(name)
         if committed is None or kept is None or committed < (kept.committed or 0):
-            raise TarnError("the table was not loaded by following this log all the time")
+            raise TarnError(f"publication {self.slot} did not have the table all the time")
         return max(committed, kept.upto) if committed == kept.committed else int(committed)
 
     def write(self, lake: Lake, system: str) -> None:

@@ -3,6 +3,7 @@
 import select
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -135,7 +136,9 @@ class Server:
                 self._administer(more.format(publication, table.sql))
         for schema, table_name in known - {(table.schema, table.name) for table in tables}:
             less = sql.SQL("alter publication {} drop table {}")
-            self._administer(less.format(publication, sql.Identifier(schema, table_name)))
+            # What is published in vain does no harm.
+            with suppress(TarnError):
+                self._administer(less.format(publication, sql.Identifier(schema, table_name)))
 
     def own(self, slot: str) -> str:
         """Name of a temporary slot beside a slot, for this connection alone."""
