@@ -15,6 +15,7 @@ from itertools import zip_longest
 from pathlib import Path
 from threading import Event
 from typing import Any, LiteralString
+from uuid import uuid4
 
 import psycopg
 import pytest
@@ -27,7 +28,8 @@ from tarn.ingestion.sources.cdc import changes, server, spool
 from tarn.settings import settings
 from tests.engine.conftest import ROOT
 from tests.engine.ingesting import Project, counts_of, project
-from tests.engine.postgres import database, postgres
+from tests.engine.postgres import ESCAPED, USER, database, postgres
+from tests.engine.test_how_to import BLOCK
 
 __all__ = ["postgres", "project"]
 
@@ -35,9 +37,9 @@ ORDERS = "create table orders (id int primary key, item text, qty int)"
 
 
 @pytest.fixture
-def shop(postgres: str, request: pytest.FixtureRequest) -> Iterator[psycopg.Connection[Any]]:
+def shop(postgres: str) -> Iterator[psycopg.Connection[Any]]:
     """A database of its own; its slots end with the test, as the server has few."""
-    address = database(postgres, request.node.name[:60])
+    address = database(postgres, f"shop_{uuid4().hex}")
     with psycopg.connect(address, autocommit=True) as connection:
         connection.execute(ORDERS)
         yield connection
@@ -266,9 +268,11 @@ def writers(address: str, seeds: Sequence[int]) -> Iterator[None]:
             each.result()
 
 
+@pytest.mark.parametrize("identity", ["default", "full"])
 def test_a_snapshot_joins_the_log_without_gap_while_others_write(
-    followed: Project, shop: psycopg.Connection[Any], postgres: str
+    followed: Project, shop: psycopg.Connection[Any], postgres: str, identity: str
 ) -> None:
+    shop.execute(f"alter table orders replica identity {identity}".encode())
     shop.execute("alter table orders alter item set storage external")
     shop.execute("insert into orders select n, 'x', n from generate_series(1, 200) as n")
     with writers(address_of(shop, postgres), (1, 2)):
@@ -480,6 +484,7 @@ def test_columns_that_change_in_the_middle_of_the_log(
     load = followed.load()["orders"]
     assert "new column quantity (integer)" in load.notes
     assert "column qty is no longer delivered" in load.notes
+    assert "quantity, price, so far only of rows that changed" in str(load.notes)
     rows = followed.rows("raw_shop.orders", "id, quantity, price", "id")
     changed = [tuple(map(str, row.values())) for row in rows if row["quantity"] is not None]
     # Of rows that changed, every column is as it is in the source; see the page for the others.
@@ -619,3 +624,65 @@ def test_only_postgresql_is_followed_and_by_key(project: Project) -> None:
     project.declare("shop", "sql_database", "sqlite:///shop.db", tables)
     with pytest.raises(TarnError, match="deletes needs mode: cdc"):
         project.load()
+
+
+def test_the_page_can_be_followed(
+    project: Project, shop: psycopg.Connection[Any], postgres: str
+) -> None:
+    shop.execute("drop table orders")
+    shop.execute("create table orders (order_id int primary key, total numeric(8, 2))")
+    shop.execute("create table customers (customer_id int primary key, name text)")
+    shop.execute("insert into orders values (1, 9.5); insert into customers values (1, 'a')")
+    said = []
+    for block in BLOCK.finditer((ROOT / "docs/how-to/follow-a-database.md").read_text()):
+        if block["language"] == "sql":
+            shop.execute(block["text"].partition("\n")[0].encode())
+            shop.execute(block["text"].partition("\n")[2].encode())
+        elif block["path"]:
+            (project.path / block["path"]).write_text(block["text"])
+        else:
+            said.append(
+                _run(project, block["text"], f"127.0.0.1:{shop.info.port}/{shop.info.dbname}")
+            )
+            shop.execute("insert into orders values (2, 1) on conflict do nothing")
+            shop.execute("delete from orders where order_id = 1; delete from customers")
+    assert "read whole" in said[0]
+    assert "behind" in said[1]
+    assert [row["order_id"] for row in project.rows("raw_shop.orders")] == [2]
+    assert project.rows("raw_shop.customers", "name, _deleted_at is null as here") == [
+        {"name": "a", "here": False}
+    ]
+    shop.execute("drop owned by lake; drop role lake")
+
+
+def _run(project: Project, command: str, address: str) -> str:
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        # The page's role is told the SQL of a publication; the owner of the tables needs none.
+        "SHOP_DATABASE_URL": f"postgresql://{USER}:{ESCAPED}@{address}",
+    }
+    done = subprocess.run(
+        ["sh", "-ec", command], cwd=project.path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_a_slot_waits_for_open_transactions_and_says_for_which(
+    followed: Project,
+    shop: psycopg.Connection[Any],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(server, "SLOT_SECONDS", 0.2)
+    monkeypatch.setattr(server, "PATIENCE", 0.1)
+    with shop.transaction():
+        shop.execute("insert into orders values (1, 'a', 1)")
+        error = str(followed.load()["orders"].error)
+    waits = f"waits for open transactions, the oldest by process {shop.info.backend_pid} since"
+    assert waits in error
+    assert waits in caplog.text
+    followed.load()
+    same(followed, shop)

@@ -316,8 +316,17 @@ class _Load:
             superseded=changes.superseded,
             deleted=DELETED if table.deletes == "hard" else None,
             is_more=not is_last,
-            notes=(self.lag,),
+            notes=(self.lag, *self._unfilled(table, landed)),
         )
+
+    def _unfilled(self, table: Followed, landed: Landed) -> Iterator[str]:
+        """The log has no change of a row that only gets a default in a new column."""
+        assert landed.schema is not None
+        if new := [name for name in table.kinds if name not in landed.schema.names]:
+            yield (
+                f"{', '.join(new)}, so far only of rows that changed: tarn ingest {self.system}"
+                " --full-refresh fills the others"
+            )
 
     def _followed(self, name: str) -> Followed:
         there, spec = self.there[name], self.source.spec(name)

@@ -1,5 +1,6 @@
 """PostgreSQL's side of following it: tables, publication, replication slot, exported snapshots."""
 
+import logging
 import select
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -14,10 +15,14 @@ from psycopg import pq, sql
 from tarn.errors import TarnError
 from tarn.ingestion.sources.cdc.pgoutput import Column
 
+log = logging.getLogger(__name__)
+
 SLOT_SECONDS = 600
 """A slot is made when every transaction that was open has ended; so long it is waited for."""
 CHANGES_AT_ONCE = 100_000
 """The server collects so many, or a larger transaction, before it hands them over."""
+PATIENCE = 5
+"""Seconds until it is told that one waits."""
 _SESSION = """
     set client_encoding = 'UTF8'; set TimeZone = 'UTC'; set DateStyle = 'ISO, MDY';
     set IntervalStyle = 'postgres'; set bytea_output = 'hex'; set extra_float_digits = 1;
@@ -254,11 +259,14 @@ class Snapshot:
             raise self._refused(connection.error_message.decode())
         connection.send_query(command.encode())
         deadline = time.monotonic() + SLOT_SECONDS
+        is_told = False
         while connection.is_busy():
             if time.monotonic() > deadline:
                 self.close()
                 raise self._waited()
-            select.select([connection.socket], [], [], 1)
+            if not any(select.select([connection.socket], [], [], PATIENCE)) and not is_told:
+                log.warning("%s", self._waited())
+                is_told = True
             connection.consume_input()
         result = connection.get_result()
         assert result is not None
