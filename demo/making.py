@@ -16,7 +16,15 @@ from demo.source import report
 RECIPE = 1
 """Raise it when what is made changes: older data is then made anew."""
 
-PARTS = ("pos.db", "catalogue", "marketing.json", "market_research")
+PARTS = (
+    "pos.db",
+    "catalogue",
+    "marketing.json",
+    "market_research",
+    "media",
+    "trends.json",
+    "crm.json",
+)
 """What is made in the run folder."""
 
 
@@ -61,9 +69,10 @@ def make(run: Path) -> None:
 
 def _makers() -> dict[str, Callable[[Path], None]]:
     # Not above: seconds of imports, which serving alone does without.
-    from demo import catalogue, marketing, sharing, tills
+    from demo import catalogue, crm, marketing, media, sharing, tills, trends
 
-    return dict(zip(PARTS, (m.make for m in (tills, catalogue, marketing, sharing)), strict=True))
+    makers = (tills, catalogue, marketing, sharing, media, trends, crm)
+    return dict(zip(PARTS, (maker.make for maker in makers), strict=True))
 
 
 def _make_part(target: Path, maker: Callable[[Path], None]) -> None:

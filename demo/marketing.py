@@ -2,10 +2,8 @@
 
 import json
 import math
-import time
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from bisect import bisect_right
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,6 +14,7 @@ from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
 
 from demo import source
 from demo.bearer import bearer_of
+from demo.rate_limit import at_most
 from demo.source import report
 
 REQUESTS_PER_SECOND = 20
@@ -112,7 +111,7 @@ def make(file: Path) -> None:
 def app(file: Path, token: str) -> FastAPI:
     """Build the API over what `make` wrote, for whoever bears `token`."""
     api = FastAPI(title="Marketing API", docs_url=None, redoc_url=None)
-    allowed = [Depends(bearer_of(token)), Depends(_rate_limit())]
+    allowed = [Depends(bearer_of(token)), Depends(at_most(REQUESTS_PER_SECOND))]
 
     @api.get("/health")
     async def health() -> dict[str, str]:
@@ -160,16 +159,3 @@ def _decode(cursor: str | None) -> Key:
         return tuple(map(float, json.loads(urlsafe_b64decode(cursor))))
     except (ValueError, TypeError, OverflowError):
         raise HTTPException(422, "cursor: not one this API gave out; follow `next`") from None
-
-
-def _rate_limit() -> Callable[..., Any]:
-    recent: deque[float] = deque(maxlen=REQUESTS_PER_SECOND)
-
-    async def check() -> None:
-        now = time.monotonic()
-        if len(recent) == REQUESTS_PER_SECOND and now - recent[0] < 1:
-            detail = f"more than {REQUESTS_PER_SECOND} requests in a second"
-            raise HTTPException(429, detail, {"Retry-After": "1"})
-        recent.append(now)
-
-    return check

@@ -1,4 +1,4 @@
-"""Serves the marketing API and the market researcher's share on 127.0.0.1, in threads."""
+"""Serves the APIs and the market researcher's share on 127.0.0.1, in threads."""
 
 import socket
 import time
@@ -10,29 +10,41 @@ from threading import Thread
 import uvicorn
 from fastapi import FastAPI
 
-from demo import making, marketing, sharing
+from demo import crm, making, marketing, sharing, trends
 
 MARKETING_PORT = 8801
 SHARING_PORT = 8802
+TRENDS_PORT = 8803
+CRM_PORT = 8804
 
 
 @contextmanager
 def upstream_systems(run: Path, any_port: bool) -> Iterator[dict[str, str]]:
-    """Serve while the context lasts; give the environment that connects to all four systems.
+    """Serve while the context lasts; give the environment that connects to all systems.
 
     `any_port` takes a free port when a default one is taken; otherwise that ends the program.
     """
-    api_token, share_token = (making.token(run, name) for name in ("marketing", "market_research"))
+    names = ("marketing", "market_research", "trends", "crm")
+    api_token, share_token, trends_key, crm_secret = (making.token(run, name) for name in names)
     with ExitStack() as stack:
         campaigns = marketing.app(run / "marketing.json", api_token)
         api = stack.enter_context(_served(campaigns, MARKETING_PORT, any_port))
         shared = sharing.app(run / "market_research", share_token)
         share = stack.enter_context(_served(shared, SHARING_PORT, any_port))
+        trending = trends.app(run / "trends.json", trends_key)
+        trending_url = stack.enter_context(_served(trending, TRENDS_PORT, any_port))
+        customers = crm.app(run / "crm.json", crm_secret)
+        crm_url = stack.enter_context(_served(customers, CRM_PORT, any_port))
         yield {
             "POS_DATABASE_URL": f"sqlite:///{run / 'pos.db'}",
             "CATALOGUE_DIR": str(run / "catalogue"),
+            "MEDIA_DIR": str(run / "media"),
             "MARKETING_API_URL": api,
             "MARKETING_API_TOKEN": api_token,
+            "TRENDS_API_URL": trending_url,
+            "TRENDS_API_KEY": trends_key,
+            "CRM_API_URL": crm_url,
+            "CRM_CLIENT_SECRET": crm_secret,
             "MARKET_RESEARCH_PROFILE": str(stack.enter_context(_profile(run, share, share_token))),
         }
 

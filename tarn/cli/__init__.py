@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
+from tarn.cli.collect import collect
 from tarn.cli.console import CONSOLE, lake, say
 from tarn.cli.releases import find, release, tables
+from tarn.cli.sources import init, relink, source
 from tarn.cli.storage import maintain, storage
 from tarn.errors import TarnError
 from tarn.settings import program, settings
@@ -99,13 +101,14 @@ def query(sql: str | None, layout: str) -> NoReturn:
     os.execve(duckdb, command, {**settings().variables, **keys})
 
 
-for verb in (maintain, release, storage, tables):
+for verb in (collect, init, maintain, release, source, storage, tables):
     cli.add_command(verb)
 
 
 def main() -> None:
     """Run the command line; a failure a user can mend is one message and exit code 1."""
     try:
+        relink()
         cli()
     except Exception as error:
         told = error if isinstance(error, TarnError) else disk_failure(error, settings().lake)

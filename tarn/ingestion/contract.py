@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from tarn.errors import TarnError
 from tarn.ingestion.declarations.base import Table
-from tarn.ingestion.landed import DELETED, DELETED_AT, SOURCE_FILE
+from tarn.ingestion.landed import DELETED, DELETED_AT, PLACE, SOURCE_FILE
 from tarn.ingestion.types import exact_cast, landing, named, plain, shown
 from tarn.storage.types import loses_nothing
 from tarn.strict_yaml import YamlFile, nearest
@@ -68,6 +68,8 @@ def shape(
     _check_names(incoming, table, terms)
     talks = _Talks(terms)
     for field in incoming:
+        if field.name == PLACE:
+            continue
         target = _target(field, types, terms)
         if field.name in _OURS:
             talks.fields.append(field)

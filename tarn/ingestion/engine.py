@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from importlib import import_module
 from pathlib import Path
@@ -22,6 +22,7 @@ from tarn.ingestion.landed import Desk
 from tarn.ingestion.ledger import Counts, Status, TableLoad, now, record
 from tarn.ingestion.load import Loaded, load_table
 from tarn.ingestion.masking import causes, message
+from tarn.ingestion.options import EVERYTHING, Options
 from tarn.ingestion.quarantine import take_in_left
 from tarn.ingestion.sources import Source
 from tarn.ingestion.sources.http import http_failure
@@ -29,18 +30,24 @@ from tarn.ingestion.workspace import alone, workspace
 from tarn.progress import Progress, progress
 from tarn.settings import Settings, settings
 from tarn.storage.lake import Lake
+from tarn.strict_yaml import nearest
 
 log = logging.getLogger(__name__)
 
 Kind: TypeAlias = Callable[[Declared, Settings], Source]
 
 SIDE_BY_SIDE = 4
+ALL = "*"
+"""Stands for the tables of a system that could not even be asked which it has."""
 INTERRUPTED = 130
 _SOURCES = {
     "sql_database": "cdc:database",
-    "files": "files:Files",
+    "files": "files.source:Files",
     "rest_api": "rest_api:RestApi",
     "delta_sharing": "delta_sharing:DeltaSharing",
+    "media": "media:Media",
+    "table": "table:ForeignTables",
+    "webhook": "webhook:Webhook",
 }
 """Class of each kind, imported only where a system needs it: each brings its drivers."""
 
@@ -72,7 +79,9 @@ class LoadResult:
         )
 
 
-def ingest(systems: Sequence[str] = (), console: Console | None = None) -> list[LoadResult]:
+def ingest(
+    systems: Sequence[str] = (), console: Console | None = None, options: Options = EVERYTHING
+) -> list[LoadResult]:
     """Load the systems named, or all that are declared, and show progress on the console.
 
     Raises TarnError for a mistake in a declaration, before anything is loaded. What goes wrong
@@ -80,17 +89,17 @@ def ingest(systems: Sequence[str] = (), console: Console | None = None) -> list[
     process.
     """
     home = settings()
-    chosen = declared(home.project_dir / FOLDER, systems)
-    lake = Lake.open(home)
-    _quiet_dlt()
+    chosen = _chosen(declared(home.project_dir / FOLDER, systems), options)
+    lake = replace(Lake.open(home), is_rehearsal=options.dry_run)
+    quiet_dlt()
     # Here, not side by side: two threads that import pandas at once fail.
-    kinds = {each.system.kind: _source(each.system.kind) for each in chosen}
+    kinds = {each.system.kind: source_class(each.system.kind) for each in chosen}
     with (
         progress(console or Console(quiet=True)) as shown,
         workspace(home.work_dir) as folder,
         closing(Desk(lake, folder)) as desk,
     ):
-        run = _Run(home, desk, folder, shown)
+        run = _Run(home, desk, folder, shown, options)
         pool = ThreadPoolExecutor(SIDE_BY_SIDE)
         loads = [pool.submit(run.ingest, each, kinds[each.system.kind]) for each in chosen]
         try:
@@ -111,11 +120,13 @@ class _Run:
     desk: Desk
     folder: Path
     shown: Progress
+    options: Options
 
     def ingest(self, wanted: Declared, kind: Kind) -> LoadResult:
         with alone(self.home.work_dir, wanted.name):
             began = perf_counter()
-            load = Load(self.desk, new_load_id(), now(), self.folder / wanted.name)
+            folder = self.folder / wanted.name
+            load = Load(self.desk, new_load_id(), now(), folder, self.options)
             load.folder.mkdir()
             tables, error = self._tables(load, wanted, kind)
             record(self.desk, load.load_id, tables)
@@ -127,27 +138,33 @@ class _Run:
     ) -> tuple[list[TableLoad], str | None]:
         """All tables, or why the system could not be opened."""
         try:
-            take_in_left(self.desk, wanted.name, load.transaction)
+            if not self.options.dry_run:
+                take_in_left(self.desk, wanted.name, load.transaction)
             wanted = wanted.resolved(self.home)
             source = kind(wanted, self.home)
+            names = _tables(wanted.name, list(source.tables), self.options)
         except Exception as failure:
-            error = _told(failure, wanted, ("connection",), ())
+            error = told(failure, wanted, ("connection",), ())
             self.shown.task(wanted.name).end(f"failed: {error}")
-            names = wanted.system.tables
-            return [_failed(wanted.name, name, load.at, error) for name in names], error
+            asked = _asked(wanted.name, self.options) or list(wanted.system.tables) or [ALL]
+            return [_failed(wanted.name, name, load.at, error) for name in asked], error
         with closing(source):
-            loads = [self._table(load, source, wanted, table) for table in source.tables]
+            loads = [self._table(load, source, wanted, table) for table in names]
         return [table for tables in loads for table in tables], None
 
     def _table(self, load: Load, source: Source, wanted: Declared, table: str) -> list[TableLoad]:
         """A table and its children."""
         task = self.shown.task(f"{wanted.name}.{table}")
         began = now()
+        is_asked = bool(self.options.tables)
+        if self.options.backfill and not source.tables[table].cursor and not is_asked:
+            task.end("skipped: it has no cursor, so nothing tells which rows a span has")
+            return []
         try:
             loaded = load_table(load, source, wanted, table, task)
         except Exception as failure:
             log.debug("%s.%s", wanted.name, table, exc_info=True)
-            error = _told(failure, wanted, ("tables", table), source.secrets)
+            error = told(failure, wanted, ("tables", table), source.secrets)
             task.end(f"failed: {error}")
             return [_failed(wanted.name, table, began, error)]
         tables = [_result(each, wanted.name, began) for each in loaded]
@@ -155,7 +172,46 @@ class _Run:
         return tables
 
 
-def _source(kind: str) -> Kind:
+def _chosen(systems: Sequence[Declared], options: Options) -> list[Declared]:
+    """The systems that may have one of the tables asked for."""
+    if not options.tables:
+        return list(systems)
+    if len(systems) > 1:
+        known = [f"{each.name}.{table}" for each in systems for table in each.system.tables]
+        for table in options.tables:
+            if not any(_may_have(each, table) for each in systems):
+                what = f"no system has a table {table!r}{nearest(table, known)}"
+                raise TarnError(what, "--table", "name it as system.table")
+        systems = [
+            each for each in systems if any(_may_have(each, table) for table in options.tables)
+        ]
+    return list(systems)
+
+
+def _may_have(wanted: Declared, table: str) -> bool:
+    """Of a pattern only the system itself knows which tables it stands for."""
+    system, _, name = table.rpartition(".")
+    return system == wanted.name if system else name in wanted.system.tables
+
+
+def _asked(system: str, options: Options) -> list[str]:
+    """The tables asked for that could be this system's."""
+    named = (table.rpartition(".") for table in options.tables)
+    return [table for prefix, _, table in named if prefix in ("", system)]
+
+
+def _tables(system: str, known: Sequence[str], options: Options) -> list[str]:
+    """Those to load of the tables that the system has."""
+    asked = _asked(system, options)
+    chosen = [table for table in known if table in asked or not options.tables]
+    for table in asked:
+        if table not in known and (f"{system}.{table}" in options.tables or not chosen):
+            raise TarnError(f"{system} has no table {table!r}{nearest(table, known)}", "--table")
+    return chosen
+
+
+def source_class(kind: str) -> Kind:
+    """What opens a system of a kind; imports its drivers."""
     module, _, name = _SOURCES[kind].partition(":")
     source: Kind = getattr(import_module(f"tarn.ingestion.sources.{module}"), name)
     return source
@@ -163,14 +219,23 @@ def _source(kind: str) -> Kind:
 
 def _result(loaded: Loaded, system: str, began: datetime) -> TableLoad:
     status: Status = "loaded" if loaded.counts.moved else "unchanged"
-    return TableLoad(system, loaded.table, status, loaded.counts, began, now(), notes=loaded.notes)
+    return TableLoad(
+        system,
+        loaded.table,
+        status,
+        loaded.counts,
+        began,
+        now(),
+        notes=loaded.notes,
+        columns=loaded.columns,
+    )
 
 
 def _failed(system: str, table: str, began: datetime, error: str) -> TableLoad:
     return TableLoad(system, table, "failed", Counts(), began, now(), error)
 
 
-def _told(failure: Exception, wanted: Declared, at: Sequence[str], secrets: Collection[str]) -> str:
+def told(failure: Exception, wanted: Declared, at: Sequence[str], secrets: Collection[str]) -> str:
     """One message: what, where, and what to do, without secrets."""
     where = f"{wanted.name} ({wanted.file.where(*at)})"
     is_told = any(isinstance(cause, TarnError) for cause in causes(failure))
@@ -179,11 +244,11 @@ def _told(failure: Exception, wanted: Declared, at: Sequence[str], secrets: Coll
 
 def outcome(tables: Sequence[TableLoad]) -> str:
     """A table and its children in a few words."""
-    if all(table.status == "unchanged" for table in tables):
-        return "nothing new"
-    words = []
+    is_unchanged = all(table.status == "unchanged" for table in tables)
+    words = ["nothing new"] if is_unchanged else []
     for name in ("accepted", "quarantined", "deduplicated"):
-        if rows := sum(getattr(table.counts, name) for table in tables):
+        rows = sum(getattr(table.counts, name) for table in tables)
+        if rows and not is_unchanged:
             words.append(f"{rows:,} {name}")
     words += [note for table in tables for note in table.notes]
     return ", ".join(words)
@@ -194,7 +259,7 @@ def new_load_id() -> str:
     return f"{time_ns() // 1_000_000:012x}-{os.urandom(5).hex()}"
 
 
-def _quiet_dlt() -> None:
+def quiet_dlt() -> None:
     """dlt calls its makers and logs by default, addresses included."""
     dlt.config["runtime.dlthub_telemetry"] = False
     dlt.config["runtime.log_level"] = "CRITICAL"

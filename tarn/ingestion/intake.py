@@ -22,8 +22,9 @@ from tarn.errors import TarnError
 from tarn.ingestion.contract import Shape, Sieve, Terms, shape
 from tarn.ingestion.landed import LOAD_ID, LOADED_AT, SOURCE_FILE, Desk, Landed
 from tarn.ingestion.ledger import Counts
+from tarn.ingestion.options import EVERYTHING, Options
 from tarn.ingestion.quarantine import Quarantine
-from tarn.ingestion.sources import BATCH_ROWS, Extract
+from tarn.ingestion.sources import BATCH_ROWS, Extract, Rejected
 from tarn.progress import Task
 from tarn.storage.duck import quoted
 
@@ -42,6 +43,7 @@ class Load:
     """When the load began; UTC without zone."""
     folder: Path
     """For what does not outlive the load."""
+    options: Options = EVERYTHING
 
     @property
     def transaction(self) -> tuple[str, int]:
@@ -61,6 +63,10 @@ class Intake:
         self.counts = Counts()
         self.failure: Exception | None = None
         self.shape: Shape | None = None
+        self.notes: list[str] = []
+        """What was done beside adding rows."""
+        self.keys: list[pa.RecordBatch] = []
+        """Of a span, the keys that were delivered."""
         self.quarantine = self._new_quarantine()
         self._passed = 0
         self._open = ExitStack()
@@ -70,10 +76,12 @@ class Intake:
         not even which columns it has."""
         self.close()
         self.counts, self.failure, self._passed = Counts(), None, 0
+        self.keys = []
         self.quarantine = self._new_quarantine()
         batches = self._delivered()
         first = next(batches, None)
         if first is None:
+            self.quarantine.hold()
             return None
         self.shape = shape(first.schema, self.extract.types, self.landed.schema, self.terms)
         sieve = self._open.enter_context(closing(Sieve(self.shape, self.terms)))
@@ -85,12 +93,12 @@ class Intake:
 
     def is_current(self) -> bool:
         """Whether the table is still as it was when its rows were compared."""
-        before, now = self.landed.table, Landed(self.load.desk, self.landed.name).table
+        before, now = self.landed.kept, self.landed.again().kept
         return (before and before.version()) == (now and now.version())
 
     def look_again(self) -> None:
         """Compare with the table as it is now from the next `open` on."""
-        self.landed = Landed(self.load.desk, self.landed.name)
+        self.landed = self.landed.again()
 
     def close(self) -> None:
         self._open.close()
@@ -102,7 +110,7 @@ class Intake:
         counts.read += superseded
         counts.deduplicated += superseded
         counts.accepted = written
-        counts.quarantined = self.quarantine.commit(self.load.transaction)
+        counts.quarantined = self.quarantine.commit(self.load.transaction, bool(written))
         counts.deduplicated += self.quarantine.count - counts.quarantined
         if counts.read != counts.accepted + counts.quarantined + counts.deduplicated:
             raise TarnError(
@@ -132,6 +140,9 @@ class Intake:
         """Batches of the source; a failure in it is remembered, whoever reads the stream."""
         try:
             for item in self.extract.open():
+                if isinstance(item, Rejected):
+                    self._reject(item)
+                    continue
                 batches = item.to_batches() if isinstance(item, pa.Table) else [item]
                 if isinstance(item, pa.Table) and not batches:
                     batches = [pa.RecordBatch.from_pylist([], schema=item.schema)]
@@ -140,21 +151,35 @@ class Intake:
             self.failure = failure
             raise
 
+    def _reject(self, item: Rejected) -> None:
+        self.quarantine.reject(item)
+        self.counts.read += 1
+        self.task.advance(1)
+
     def _sifted(self, sieve: Sieve, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         quarantine = self.quarantine
         try:
             for batch in batches:
                 sifted = sieve.sift(batch)
                 quarantine.add(sifted.bad, sifted.reasons)
-                yield self._positioned(sifted.good)
-                self.counts.read += batch.num_rows
-                self._passed += sifted.good.num_rows
+                good = self._in_span(sifted.good)
+                yield self._positioned(good)
+                # What lies beside the span was not asked for.
+                self.counts.read += batch.num_rows - sifted.good.num_rows + good.num_rows
+                self._passed += good.num_rows
                 self.task.advance(batch.num_rows)
             sieve.check_flips()
             quarantine.hold()
         except Exception as failure:
             self.failure = failure
             raise
+
+    def _in_span(self, rows: pa.RecordBatch) -> pa.RecordBatch:
+        if self.landed.span is None:
+            return rows
+        rows = self.landed.span.within(rows)
+        self.keys.append(rows.select(self.terms.keys))
+        return rows
 
     def _sifted_schema(self) -> pa.Schema:
         assert self.shape is not None
@@ -214,7 +239,7 @@ class Intake:
             every = ", ".join(content)
             return [*content, _NTH], f"row_number() over (partition by {every}) as {_NTH}"
         keys = [quoted(key) for key in self.terms.keys]
-        if self.terms.spec.write == "append":
+        if self.terms.spec.write == "append" and not self.landed.span:
             return keys, f"null as {_CONTENT}"
         return [*keys, _CONTENT], f"hash({', '.join(content)}) as {_CONTENT}"
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake import DeltaTable
 
+from tarn.ingestion.options import Span
 from tarn.storage.duck import prepare, quoted, select_from
 from tarn.storage.lake import Lake
 
@@ -23,6 +24,8 @@ DELETED = "_deleted"
 """Marks rows of a load that are there to delete one; never in the lake."""
 DELETED_AT = "_deleted_at"
 """When the source deleted a row that the lake keeps; UTC."""
+PLACE = "_place"
+"""Where a delivered row stands in its source: `orders.csv:17`. Only the quarantine keeps it."""
 _LOG_PRECISION = timedelta(milliseconds=1)
 MEMORY = "512MB"
 """What DuckDB may hold for all tables that are being loaded, before it spills."""
@@ -46,6 +49,10 @@ class Desk:
             cursor.execute("set TimeZone = 'UTC'")
             yield cursor
 
+    def held(self, file: str) -> str:
+        """Where a file of the lake is held that no table has yet; elsewhere in a rehearsal."""
+        return f"{self.folder if self.lake.is_rehearsal else self.lake.root}/{file}"
+
     def close(self) -> None:
         self._connection.close()
 
@@ -56,10 +63,29 @@ class Landed:
 
     desk: Desk
     name: str
+    span: Span | None = None
+    """Values of the cursor to which the load is restricted."""
+    is_anew: bool = False
+    """The load is to begin as if there were no table."""
+
+    @property
+    def table(self) -> DeltaTable | None:
+        """What the load goes on from."""
+        return None if self.is_anew else self.kept
 
     @cached_property
-    def table(self) -> DeltaTable | None:
+    def kept(self) -> DeltaTable | None:
+        """What the lake has."""
         return self.desk.lake.table(self.name)
+
+    @property
+    def for_source(self) -> "Landed":
+        """As the source is to see it: of a span all is wanted, whatever has landed."""
+        return replace(self, is_anew=True) if self.span else self
+
+    def again(self) -> "Landed":
+        """The same table as it is now."""
+        return replace(self)
 
     @cached_property
     def schema(self) -> pa.Schema | None:
@@ -71,28 +97,46 @@ class Landed:
 
     @cached_property
     def rows(self) -> int:
-        if self.table is None:
+        if self.kept is None:
             return 0
         return int(self._fetch(f"select count(*) from ({self.select})"))
 
     @property
     def select(self) -> str:
-        """SQL that reads the table."""
-        assert self.table is not None
-        return select_from(self.table)
+        """SQL that reads the table, of a span its rows."""
+        assert self.kept is not None
+        rows = select_from(self.kept)
+        return f"select * from ({rows}) where {self.in_span}" if self.span else rows
+
+    @property
+    def in_span(self) -> str:
+        """Condition on the span's rows; true without span."""
+        return self.span.condition(self._span_type) if self.span else "true"
+
+    @property
+    def predicate(self) -> str:
+        """The same in delta-rs's SQL."""
+        assert self.span is not None
+        return self.span.predicate(self._span_type)
+
+    @property
+    def _span_type(self) -> pa.DataType:
+        assert self.kept is not None
+        assert self.span is not None
+        return pa.schema(self.kept.schema().to_arrow()).field(self.span.column).type
 
     @cached_property
     def loaded_until(self) -> datetime | None:
         """No row was loaded later than this, by the clock of its load; UTC without zone."""
-        if self.table is None or LOADED_AT not in self.table.schema().to_arrow().names:
+        if self.kept is None or LOADED_AT not in self.kept.schema().to_arrow().names:
             return None
-        files = pa.table(self.table.get_add_actions(flatten=True))
+        files = pa.table(self.kept.get_add_actions(flatten=True))
         latest = f"max.{LOADED_AT}"
         if latest in files.column_names and not files[latest].null_count:
             # The log cuts instants to milliseconds.
             told = pc.max(files[latest]).as_py()
         else:
-            told = self._fetch(f"select max({quoted(LOADED_AT)}) from ({self.select})")
+            told = self._fetch(f"select max({quoted(LOADED_AT)}) from ({select_from(self.kept)})")
         return told.replace(tzinfo=None) + _LOG_PRECISION if isinstance(told, datetime) else None
 
     def maximum(self, column: str) -> Any:

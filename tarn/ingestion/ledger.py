@@ -81,6 +81,8 @@ class TableLoad:
     """What went wrong, where, and what to do. Without secrets."""
     notes: tuple[str, ...] = field(default=())
     """Drift that was let in, column by column."""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """Types by name, in YAML's words; empty if nothing was read."""
 
     @property
     def seconds(self) -> float:
@@ -112,7 +114,8 @@ def record(desk: Desk, load_id: str, tables: Sequence[TableLoad]) -> None:
             if table.status != "unchanged" or (table.system, table.table) not in recent
         ]
         if rows:
-            write(desk.lake, LOADS, pa.Table.from_pylist(rows, _LOADS), mode="append")
+            recorded = pa.Table.from_pylist(rows, _LOADS)
+            write(desk.lake, LOADS, recorded, mode="append", evolve=True)
 
 
 def remember(desk: Desk, system: str, table: str, files: Iterable[LoadedFile]) -> None:
@@ -138,10 +141,14 @@ def remembered(desk: Desk, system: str, table: str) -> Mapping[str, LoadedFile]:
 
 
 def _checked_lately(desk: Desk) -> set[tuple[str, str]]:
+    """Tables whose last load is told of already. After a failure it matters that one succeeds."""
     known = desk.lake.table(LOADS)
     if known is None:
         return set()
-    sql = f"select distinct system, table_name from ({select_from(known)}) where finished_at > ?"
+    sql = f"""
+        select system, table_name from ({select_from(known)})
+        group by all having max(finished_at) > ? and arg_max(status, finished_at) <> 'failed'
+    """
     with desk.session() as connection:
         return set(connection.execute(sql, [now() - CHECK_AGAIN]).fetchall())
 

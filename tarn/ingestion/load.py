@@ -3,13 +3,19 @@
 Each table's rows become visible in one Delta commit. Order makes a load that is killed
 repeatable: quarantine, then children, then the rows themselves, and last what is to be remembered
 of files. Whatever a killed load left is found again by content and completed.
+
+A full refresh looks at the source as if nothing had landed, and puts what comes in place of
+everything. A backfill does so for a span of the cursor: rows with a key are merged and those that
+the source no longer has are deleted, in one commit; rows without take the place of the span.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import dlt
@@ -27,12 +33,17 @@ from tarn.ingestion.ledger import Counts
 from tarn.ingestion.masking import causes
 from tarn.ingestion.objects import ID, ROOT_ID, Unpacked, unpack
 from tarn.ingestion.quarantine import Quarantine
-from tarn.ingestion.sources import BATCH_ROWS, Extract, ReadAgainError, Source
+from tarn.ingestion.sources import BATCH_ROWS, Extract, ReadAgainError, Rejected, Source
+from tarn.ingestion.types import shown
+from tarn.ingestion.unfinished import begin, finish, is_unfinished
 from tarn.progress import Task
 from tarn.storage.duck import literal, quoted
 from tarn.storage.predicates import any_of
 from tarn.storage.writer import write
 
+log = logging.getLogger(__name__)
+
+_GONE = "_gone"
 _LISTED = 1000
 """So many rows' children are deleted in one commit."""
 
@@ -44,65 +55,151 @@ class Loaded:
     table: str
     counts: Counts
     notes: tuple[str, ...] = ()
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """Types by name, in YAML's words; empty if nothing was read."""
 
 
 def load_table(
     load: Load, source: Source, declared: Declared, table: str, task: Task
 ) -> list[Loaded]:
     """The table and its children. Raises whatever went wrong; nothing is then half done."""
-    parts, is_more = [[Loaded(table, Counts())]], True
-    while is_more:
-        loaded, is_more = _load_part(load, source, declared, table, task)
-        parts.append(loaded)
-    tables = dict.fromkeys(each.table for loaded in parts for each in loaded)
-    return [_together([e for loaded in parts for e in loaded if e.table == t]) for t in tables]
+    name = f"raw_{declared.name}.{table}"
+    spec = source.tables[table]
+    terms = Terms(name, spec, spec.primary_key, declared.file, ("tables", table))
+    landed, options = Landed(load.desk, name), load.options
+    if options.limit:
+        _check_may_limit(landed, terms, options.dry_run)
+    if options.backfill:
+        return _backfill(load, source, terms, landed, task)
+    is_anew = bool(options.full_refresh or options.limit or is_unfinished(load.desk.lake, name))
+    return _load(load, source, terms, replace(landed, is_anew=is_anew), task)
 
 
-def _together(parts: Sequence[Loaded]) -> Loaded:
-    """What was loaded of one table, part by part."""
-    counts = Counts()
-    for name, rows in ((n, r) for part in parts for n, r in vars(part.counts).items()):
-        setattr(counts, name, getattr(counts, name) + rows)
-    notes = dict.fromkeys(note for part in parts for note in part.notes)
-    return replace(parts[-1], counts=counts, notes=tuple(notes))
+def _backfill(load: Load, source: Source, terms: Terms, landed: Landed, task: Task) -> list[Loaded]:
+    """What is new comes first: a row may have left the span since, and must not be missed."""
+    if terms.spec.cursor is None:
+        raise TarnError(
+            "the table has no cursor, so nothing tells which rows a span has",
+            terms.where(),
+            "declare a cursor, or use --full-refresh",
+        )
+    assert load.options.backfill is not None
+    span = load.options.backfill.of(terms.spec.cursor)
+    loaded = _load(load, source, terms, landed, task) if landed.table else []
+    return loaded + _load(load, source, terms, replace(landed.again(), span=span), task)
+
+
+def _load(load: Load, source: Source, terms: Terms, landed: Landed, task: Task) -> list[Loaded]:
+    """All that the source gives, in as many parts as it is given."""
+    table = terms.name.partition(".")[2]
+    loaded: list[Loaded] = []
+    while extract := source.extract(table, landed.for_source):
+        loaded += _load_part(load, terms, extract, landed, task)
+        if not extract.is_more:
+            break
+        landed = landed.again()
+    return _together(loaded) or [Loaded(table, Counts())]
+
+
+def _together(parts: Sequence[Loaded]) -> list[Loaded]:
+    """The parts of each table as one."""
+    tables: dict[str, Loaded] = {}
+    for part in parts:
+        before = tables.setdefault(part.table, part)
+        if before is not part:
+            both = zip(vars(before.counts).values(), vars(part.counts).values(), strict=True)
+            notes = dict.fromkeys((*before.notes, *part.notes))
+            counts = Counts(*map(sum, both))
+            tables[part.table] = replace(part, counts=counts, notes=tuple(notes))
+    return list(tables.values())
 
 
 def _load_part(
-    load: Load, source: Source, declared: Declared, table: str, task: Task
-) -> tuple[list[Loaded], bool]:
-    """What the source gives at a time, and whether there is more."""
-    name = f"raw_{declared.name}.{table}"
-    landed = Landed(load.desk, name)
-    extract = source.extract(table, landed)
-    if extract is None:
-        return [], False
-    spec = source.tables[table]
-    terms = Terms(name, spec, spec.primary_key, declared.file, ("tables", table))
+    load: Load, terms: Terms, extract: Extract, landed: Landed, task: Task
+) -> list[Loaded]:
+    if landed.span:
+        # Of the files or the version that were read, only a part is wanted.
+        told_apart = "true" if terms.keys or extract.is_objects else None
+        extract = replace(
+            extract, redelivered=told_apart, files=(), transaction=None, remember=_not
+        )
+    if load.options.limit:
+        begin(load.desk.lake, terms.name)
+        extract = replace(extract, remember=_not)
     if extract.is_objects:
         loaded = _load_objects(load, terms, extract, landed, task)
     else:
-        loaded = [_load_rows(load, terms, extract, landed, task)]
+        loaded = [_load_rows(load, terms, _limited(extract, load), landed, task)]
     if any(each.counts.moved for each in loaded) or extract.is_changed:
         extract.remember(load.load_id)
-    return loaded, extract.is_more
+    if landed.is_anew and not load.options.limit:
+        finish(load.desk.lake, terms.name)
+    return loaded
+
+
+def _not(load_id: str) -> None:
+    """Remember nothing: the next load is to read it again."""
+
+
+def _limited(extract: Extract, load: Load) -> Extract:
+    """No more rows than were asked for."""
+    if load.options.limit is None:
+        return extract
+    most = load.options.limit
+
+    def first() -> Iterator[Any]:
+        left = most
+        for item in extract.open():
+            if not isinstance(item, pa.RecordBatch | pa.Table):
+                yield item
+                continue
+            yield item.slice(0, left)
+            left -= min(left, item.num_rows)
+            if not left:
+                return
+
+    return replace(extract, open=lambda: dlt.resource(first(), name="limited"))
+
+
+def _check_may_limit(landed: Landed, terms: Terms, dry_run: bool) -> None:
+    """Rows beyond the limit come with the next load, which reads everything and replaces it. A
+    table that is whole is not to be cut down to that."""
+    if landed.kept is None or dry_run or is_unfinished(landed.desk.lake, terms.name):
+        return
+    raise TarnError(
+        f"--limit is for a first try, and the table has {landed.rows:,} rows already",
+        terms.where(),
+        "add --dry-run to look at a few rows, or leave --limit out",
+    )
 
 
 def _load_rows(load: Load, terms: Terms, extract: Extract, landed: Landed, task: Task) -> Loaded:
     intake = Intake(load, terms, extract, landed, task)
     try:
-        written = _streamed(intake)
-    except ReadAgainError:
-        written = _streamed(intake)
+        return _done(intake, _read_through(intake))
     finally:
         intake.close()
-    return _done(intake, written)
+
+
+def _read_through(intake: Intake) -> int:
+    """Rows written. A source starts over as often as it finds a better way."""
+    while True:
+        try:
+            return _streamed(intake)
+        except ReadAgainError:
+            log.debug("%s: read again", intake.terms.name)
 
 
 def _done(intake: Intake, written: int) -> Loaded:
     intake.settle(written)
     table = intake.terms.name.partition(".")[2]
-    notes = intake.shape.notes if intake.shape else ()
-    return Loaded(table, intake.counts, (*notes, *intake.extract.notes))
+    if intake.shape is None:
+        return Loaded(table, intake.counts, tuple(intake.extract.notes))
+    columns = {
+        field.name: shown(field.type) for field in intake.shape.schema if field.name != SOURCE_FILE
+    }
+    notes = (*intake.shape.notes, *intake.extract.notes, *intake.notes)
+    return Loaded(table, intake.counts, notes, columns)
 
 
 @contextmanager
@@ -164,11 +261,19 @@ def _put(intake: Intake, rows: Callable[[], pa.RecordBatchReader], is_empty: boo
     """Commit the rows. Returns how many they were."""
     landed, terms = intake.landed, intake.terms
     assert intake.shape is not None
-    if is_empty and landed.table is not None:
-        if terms.spec.write == "replace":
+    if landed.span and landed.table is not None:
+        return _put_span(intake, rows, is_empty)
+    if is_empty and landed.kept is not None:
+        if terms.spec.write == "replace" or landed.is_anew:
             _check_may_empty(landed, terms)
         elif not intake.extract.files:
             return 0
+    return _write(intake, rows, **_mode(intake))
+
+
+def _write(intake: Intake, rows: Callable[[], pa.RecordBatchReader], **mode: Any) -> int:
+    landed, terms = intake.landed, intake.terms
+    assert intake.shape is not None
     if intake.shape.widened:
         _widen(intake)
     written = write(
@@ -179,14 +284,72 @@ def _put(intake: Intake, rows: Callable[[], pa.RecordBatchReader], is_empty: boo
         evolve=terms.spec.contract.columns == "evolve",
         properties=_properties(intake.load, terms),
         transaction=intake.extract.transaction or intake.load.transaction,
-        **_mode(intake),
+        **mode,
     )
     return written.rows
+
+
+def _put_span(intake: Intake, rows: Callable[[], pa.RecordBatchReader], is_empty: bool) -> int:
+    """Let the lake have of the span what the source has of it."""
+    if not intake.terms.keys:
+        if is_empty:
+            _check_span_is_there(intake)
+            return 0
+        return _write(intake, rows, mode="replace_where", where=intake.landed.predicate)
+    gone = 0
+
+    def with_gone() -> pa.RecordBatchReader:
+        nonlocal gone
+        changed = rows().read_all()
+        left = _gone(intake, changed.schema)
+        gone = left.num_rows
+        if gone and not any(batch.num_rows for batch in intake.keys):
+            _check_span_is_there(intake)
+        both = [_marked(changed, False), _marked(left, True)]
+        return pa.concat_tables(both).to_reader()
+
+    written = _write(intake, with_gone, mode="merge", keys=intake.terms.keys, deleted=_GONE)
+    if gone:
+        intake.notes.append(f"{gone:,} rows deleted that the source no longer has")
+    return written - gone
+
+
+def _gone(intake: Intake, schema: pa.Schema) -> pa.Table:
+    """The span's rows in the lake whose key was not delivered; only the keys have values."""
+    keys = list(intake.terms.keys)
+    listed = ", ".join(map(quoted, keys))
+    known = schema.empty_table().select(keys).schema
+    with intake.load.desk.session() as connection:
+        connection.register("delivered", pa.Table.from_batches(intake.keys, known))
+        sql = f"select {listed} from ({intake.landed.select}) anti join delivered using ({listed})"
+        left = connection.execute(sql).to_arrow_table()
+    columns = [
+        left[field.name].cast(field.type) if field.name in keys else pa.nulls(len(left), field.type)
+        for field in schema
+    ]
+    return pa.table(columns, schema=schema)
+
+
+def _marked(rows: pa.Table, is_gone: bool) -> pa.Table:
+    return rows.append_column(_GONE, pa.repeat(pa.scalar(is_gone), rows.num_rows))
+
+
+def _check_span_is_there(intake: Intake) -> None:
+    """A source that forgets what is old is not to empty the lake."""
+    landed = intake.landed
+    if landed.rows:
+        raise TarnError(
+            f"the source has no rows of {landed.span}, the table has {landed.rows:,}",
+            intake.terms.where(),
+            "nothing was written; check the span and whether the source keeps what is that old",
+        )
 
 
 def _mode(intake: Intake) -> dict[str, Any]:
     """How the rows join those in the lake. What an append must not add again is out already."""
     files = intake.extract.files
+    if intake.landed.is_anew:
+        return {"mode": "replace"}
     if files:
         return {"mode": "replace_where", "where": any_of([SOURCE_FILE], [[file] for file in files])}
     if intake.terms.spec.write == "merge":
@@ -197,17 +360,19 @@ def _mode(intake: Intake) -> dict[str, Any]:
 
 def _check_may_empty(landed: Landed, terms: Terms) -> None:
     if landed.rows and not terms.spec.allow_empty:
+        meant = "say allow_empty: true" if terms.spec.write == "replace" else "delete the table"
         raise TarnError(
             f"the source is empty, the table has {landed.rows:,} rows",
             terms.where(),
-            "nothing was written; if it is meant, say allow_empty: true",
+            f"nothing was written; if it is meant, {meant}",
         )
 
 
 def _may_be_same(intake: Intake) -> bool:
     """Whether the table could hold already what a source that is read whole holds."""
     is_replaced = intake.terms.spec.write == "replace" and not intake.extract.is_changed
-    return is_replaced and intake.landed.table is not None
+    is_span = bool(intake.landed.span) and not intake.terms.keys
+    return (is_replaced or is_span) and intake.landed.table is not None
 
 
 def _is_same(intake: Intake, reader: pa.RecordBatchReader) -> bool:
@@ -238,11 +403,12 @@ def _widen(intake: Intake) -> None:
     assert intake.shape is not None
     schema = pa.schema(landed.table.schema().to_arrow())
     wider = {**{field.name: field.type for field in schema}, **intake.shape.widened}
+    everything = replace(landed, span=None).select
     with landed.desk.session() as connection:
         write(
             landed.desk.lake,
             landed.name,
-            lambda: connection.execute(landed.select).to_arrow_reader().cast(pa.schema(wider)),
+            lambda: connection.execute(everything).to_arrow_reader().cast(pa.schema(wider)),
             mode="replace",
             partition_by=landed.table.metadata().partition_columns,
             properties=_properties(intake.load, intake.terms),
@@ -260,17 +426,24 @@ def _load_objects(
     """Objects: their rows wait on disk until their children are in the lake."""
     spec = terms.spec
     table = terms.name.partition(".")[2]
-    folder = load.folder / table
-    folder.mkdir(parents=True)
+    # A backfill reads a table twice.
+    folder = Path(mkdtemp(prefix=f"{table}.", dir=load.folder))
     source = extract.open()
     assert isinstance(source, DltSource)
-    tables = unpack(source, table, folder, spec.columns, bool(spec.primary_key), load.desk)
+    if load.options.limit:
+        source.resources[table].add_limit(load.options.limit, count_rows=True)
+    tables, rejected = unpack(
+        source, table, folder, spec.columns, bool(spec.primary_key), load.desk
+    )
+    if not tables and not rejected:
+        return [_nothing_came(load, terms, landed, extract)]
     if not tables:
-        return [_nothing_came(load, terms, landed)]
+        only = replace(extract, open=lambda: dlt.resource(rejected, name=table))
+        return [_load_rows(load, terms, only, landed, task)]
     root, *children = tables
     keyed = replace(terms, keys=spec.primary_key or (ID,), is_objects=True)
-    rows = replace(extract, open=_resource(root), types=root.types, is_objects=False)
-    intake = Intake(load, keyed, rows, landed, task)
+    rows = replace(extract, open=_resource(root, rejected), types=root.types, is_objects=False)
+    intake = Intake(load, keyed, _limited(rows, load), landed, task)
     try:
         with _telling(intake):
             loaded = _with_children(intake, children, folder)
@@ -280,14 +453,15 @@ def _load_objects(
     return loaded
 
 
-def _nothing_came(load: Load, terms: Terms, landed: Landed) -> Loaded:
+def _nothing_came(load: Load, terms: Terms, landed: Landed, extract: Extract) -> Loaded:
     """No object at all, so not even columns are known."""
-    if terms.spec.write == "replace" and landed.table is not None and landed.rows:
+    is_replaced = terms.spec.write == "replace" or landed.is_anew
+    if is_replaced and landed.kept is not None and landed.rows:
         _check_may_empty(landed, terms)
-        empty = pa.schema(landed.table.schema().to_arrow()).empty_table()
+        empty = pa.schema(landed.kept.schema().to_arrow()).empty_table()
         properties = _properties(load, terms)
         write(load.desk.lake, landed.name, empty, mode="replace", properties=properties)
-    return Loaded(terms.name.partition(".")[2], Counts())
+    return Loaded(terms.name.partition(".")[2], Counts(), tuple(extract.notes))
 
 
 def _with_children(intake: Intake, children: Sequence[Unpacked], folder: Path) -> list[Loaded]:
@@ -299,6 +473,8 @@ def _with_children(intake: Intake, children: Sequence[Unpacked], folder: Path) -
             spool.write_batch(batch)
     if _may_be_same(intake) and _is_same(intake, _read(waiting)):
         return [_done(intake, 0)]
+    if children and intake.landed.is_anew:
+        begin(intake.load.desk.lake, intake.terms.name)
     loaded = [_load_child(intake, child, waiting) for child in children]
     is_empty = not pq.read_metadata(waiting).num_rows
     return [_done(intake, _put(intake, lambda: _read(waiting), is_empty)), *loaded]
@@ -309,8 +485,10 @@ def _read(file: Path) -> pa.RecordBatchReader:
     return pa.RecordBatchReader.from_batches(opened.schema_arrow, opened.iter_batches(BATCH_ROWS))
 
 
-def _resource(table: Unpacked, condition: str = "true") -> Callable[[], DltResource]:
-    return lambda: dlt.resource(table.batches(condition), name=table.name)
+def _resource(
+    table: Unpacked, rejected: Sequence[Rejected] = (), condition: str = "true"
+) -> Callable[[], DltResource]:
+    return lambda: dlt.resource(chain(rejected, table.batches(condition)), name=table.name)
 
 
 def _load_child(parent: Intake, child: Unpacked, waiting: Path) -> Loaded:
@@ -323,15 +501,17 @@ def _load_child(parent: Intake, child: Unpacked, waiting: Path) -> Loaded:
     child_terms = replace(terms, name=name, spec=spec, keys=(ID,))
     wanted = f"{ROOT_ID} in (select {ID} from read_parquet({literal(str(waiting))}))"
     rejected = f"{ROOT_ID} in ({', '.join(map(literal, parent.quarantine.values(ID))) or 'null'})"
-    extract = Extract(_resource(child, wanted), types=child.types)
-    loaded = _load_rows(load, child_terms, extract, Landed(load.desk, name), parent.task)
+    extract = Extract(_resource(child, condition=wanted), types=child.types)
+    landed = Landed(load.desk, name, is_anew=parent.landed.is_anew)
+    loaded = _load_rows(load, child_terms, extract, landed, parent.task)
     quarantine = Quarantine(load.desk, name, load.load_id, load.at)
     for batch in child.batches(rejected):
         reason = f"its row of {terms.name} is in quarantine"
         quarantine.add(batch, [reason] * batch.num_rows)
     counts = loaded.counts
     quarantine.hold()
-    counts.quarantined += (fresh := quarantine.commit(load.transaction))
+    fresh = quarantine.commit(load.transaction, bool(counts.accepted))
+    counts.quarantined += fresh
     counts.deduplicated += child.rows() - counts.read - fresh
     counts.read = child.rows()
     return loaded

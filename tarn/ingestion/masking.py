@@ -20,10 +20,15 @@ def secrets_in(value: Any, key: str = "") -> Iterator[str]:
         for name, each in value.items():
             yield from secrets_in(each, str(name))
     elif isinstance(value, str) and value:
-        if _SECRET_KEYS.search(key):
+        if is_secret_key(key):
             yield value
         for match in _IN_ADDRESS.finditer(value):
             yield match[2]
+
+
+def is_secret_key(key: str) -> bool:
+    """Whether what stands under a key is a secret, by the key's name."""
+    return bool(_SECRET_KEYS.search(key))
 
 
 def masked(text: str, secrets: Iterable[str] = ()) -> str:

@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 from dlt.common.schema.typing import TTableSchema
 from dlt.extract import DltSource
 
-from tarn.ingestion.landed import SOURCE_FILE, Desk
-from tarn.ingestion.sources import BATCH_ROWS
+from tarn.ingestion.landed import PLACE, SOURCE_FILE, Desk
+from tarn.ingestion.sources import BATCH_ROWS, Rejected
 from tarn.ingestion.types import named
 from tarn.storage.duck import literal, quoted
 
@@ -66,13 +66,16 @@ def unpack(
     types: Mapping[str, str],
     is_keyed: bool,
     desk: Desk,
-) -> list[Unpacked]:
-    """The table and its children, parents first; empty if the source gave no object.
+) -> tuple[list[Unpacked], list[Rejected]]:
+    """The table and its children, parents first; empty if the source gave no object. And what
+    was none.
 
     types are declared ones: a column declared as text is not to be taken for a number. Objects
     without key are told apart by how often the same one came before.
     """
     resource = source.resources[table]
+    rejected: list[Rejected] = []
+    resource.add_filter(lambda item: _is_object(item, rejected))
     resource.add_map(_identify(is_keyed))
     resource.apply_hints(
         columns={name: {"data_type": "text"} for name, kind in types.items() if kind == "text"}
@@ -81,7 +84,16 @@ def unpack(
     source.schema.remove_type_detection("iso_timestamp")
     tables, files = _normalized(source, table, folder)
     family = [name for name in files if _root(tables, name) == table]
-    return [_unpacked(tables[name], files[name], desk) for name in sorted(family, key=len)]
+    return [
+        _unpacked(tables[name], files[name], desk) for name in sorted(family, key=len)
+    ], rejected
+
+
+def _is_object(item: Any, rejected: list[Rejected]) -> bool:
+    """Whether dlt may have it; what it may not is kept aside."""
+    if isinstance(item, Rejected):
+        rejected.append(item)
+    return not isinstance(item, Rejected)
 
 
 def _normalized(
@@ -107,9 +119,10 @@ def _normalized(
 def _identify(is_keyed: bool) -> Callable[[dict[str, Any]], dict[str, Any]]:
     """Gives each object its `_dlt_id`."""
     seen: Counter[str] = Counter()
+    about = (PLACE, SOURCE_FILE) if is_keyed else (PLACE,)
 
     def identified(item: dict[str, Any]) -> dict[str, Any]:
-        told = {key: value for key, value in item.items() if not (is_keyed and key == SOURCE_FILE)}
+        told = {key: value for key, value in item.items() if key not in about}
         text = json.dumps(told, sort_keys=True, default=str)
         mark = hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
         if not is_keyed:

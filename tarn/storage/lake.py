@@ -45,6 +45,8 @@ class Lake:
     """How its tables are kept."""
     work_dir: Path = Path(".tarn")
     """On this machine's disk, for what a distant lake cannot hold and can be made again."""
+    is_rehearsal: bool = False
+    """Writes are checked and counted, and change nothing."""
     project: Settings | None = field(default=None, repr=False)
     """The project that writes to it, which commits tell the git revision of."""
 
@@ -64,7 +66,7 @@ class Lake:
                     "name the folder without it",
                 )
             Path(root).mkdir(parents=True, exist_ok=True)
-            return cls(root, None, policy, settings.work_dir, settings)
+            return cls(root, None, policy, settings.work_dir, project=settings)
         if not re.fullmatch(r"s3://[^/]+(/[^/]+)*", root) or ".." in root.split("/"):
             raise TarnError(
                 "a lake is a folder of this machine or s3://bucket/folder", root, "mend TARN_LAKE"
@@ -72,7 +74,7 @@ class Lake:
         given = {k: v for k, v in settings.variables.items() if k.startswith(_S3_VARIABLES)}
         service = S3(given)
         service.keys()
-        lake = cls(root, service, policy, settings.work_dir, settings)
+        lake = cls(root, service, policy, settings.work_dir, project=settings)
         with lake.told():
             obstore.list_with_delimiter(lake.objects, OWN_SCHEMA)
         return lake

@@ -94,7 +94,8 @@ def write(
     properties tell who writes and are kept in the table's history. transaction is (application,
     number): readers of the log see how far that application came.
 
-    Raises TarnError when types or nulls do not fit, or when other writers keep winning.
+    Raises TarnError when types or nulls do not fit, or when other writers keep winning. In a
+    rehearsal the rows are read and checked, and nothing is written.
     """
     change = _Change(
         lake=lake,
@@ -112,6 +113,8 @@ def write(
         transaction=transaction,
         deleted=deleted,
     )
+    if lake.is_rehearsal:
+        return change.rehearse()
     for attempt in range(1, ATTEMPTS + 1):
         try:
             return change.attempt()
@@ -171,6 +174,16 @@ class _Change:
                 raise
             told = disk_failure(error, self.name)
             raise told or TarnError(f"cannot write: {error}", self.name) from error
+
+    def rehearse(self) -> Written:
+        """Read and check the rows to the end, as if they were written. The version is the last."""
+        table = self.lake.table(self.name)
+        stream = self._stream(table)
+        if self.mode in ("merge", "insert"):
+            self._check_keys(stream.reader().read_all())
+        for _ in stream.reader():
+            pass
+        return Written(table.version() if table else -1, stream.count)
 
     def _stream(self, table: DeltaTable | None) -> "_Stream":
         reader = self.rows.to_reader() if isinstance(self.rows, pa.Table) else self.rows()

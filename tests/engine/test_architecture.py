@@ -23,7 +23,9 @@ MAY_IMPORT = {
     "ingestion": FOUNDATIONS | TOOLS | {"storage"},
     "dbt": FOUNDATIONS | TOOLS | {"storage"},
     "serving": FOUNDATIONS | TOOLS | {"storage"},
-    "cli": FOUNDATIONS | TOOLS | {"storage", "ingestion", "dbt", "serving"},
+    # Writes declarations, and dbt's files as text: it asks sources what they have.
+    "scaffold": FOUNDATIONS | TOOLS | {"storage", "ingestion"},
+    "cli": FOUNDATIONS | TOOLS | {"storage", "ingestion", "dbt", "serving", "scaffold"},
 }
 """Rooms of the engine, and the rooms each may import."""
 MAY_READ = {
@@ -82,7 +84,7 @@ def test_the_engine_knows_no_business() -> None:
     declared = [yaml.safe_load(file.read_text()) for file in (ROOT / "ingestion").glob("*.yml")]
     words = {table for system in declared for table in system["tables"]}
     words |= {word.removesuffix("s") for word in words} - {"store"}
-    words -= {"stores", "products"}  # Also verbs and arithmetic.
+    words -= {"stores", "products", "leads", "lead"}  # Also verbs and arithmetic.
     words |= {path.stem for path in (ROOT / "models").rglob("*.sql")}
     pattern = re.compile(rf"\b({'|'.join(sorted(words))})\b", re.I)
     found = {

@@ -596,15 +596,15 @@ def test_a_role_without_rights_is_told_the_sql_to_run(
     right = error.partition("administrator run: ")[2]
     assert right == "alter role reader with replication"
     source = cdc.database(declare(project.path / "ingestion/shop.yml"), settings())
-    assert source.check()[0] == "the role may NOT make replication slots"
+    assert "the role may NOT make replication slots" in source.check()
     shop.execute(right.encode())
     assert project.load()["orders"].error is None
     shop.execute("insert into orders values (1, 'a', 1)")
     assert counts_of(project.load()["orders"]) == (1, 1, 0, 0)
     said = source.check()
-    assert said[0] == "the role may make replication slots"
-    assert "behind" in said[2]
-    assert said[3] == "orders: can be followed"
+    assert "the role may make replication slots" in said
+    assert any(line.startswith("slot tarn_shop_") and "behind" in line for line in said)
+    assert "orders can be followed" in said
     shop.execute(f"drop owned by {role}; drop role {role}".encode())
 
 

@@ -80,8 +80,22 @@ def api(demo: Environment) -> requests.Session:
     return session
 
 
+@pytest.fixture
+def crm(demo: Environment) -> requests.Session:
+    form = {"client_id": "lakehouse", "client_secret": demo["CRM_CLIENT_SECRET"]}
+    address = f"{demo['CRM_API_URL']}/oauth/token"
+    answer = requests.post(address, {"grant_type": "client_credentials", **form}).json()
+    session = requests.Session()
+    session.headers["Authorization"] = f"Bearer {answer['access_token']}"
+    return session
+
+
 def _environment(run: Path, **more: str) -> Environment:
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("POS_", "MARKET"))}
+    kept = {
+        k: v
+        for k, v in os.environ.items()
+        if not k.startswith(("POS_", "MARKET", "TRENDS_", "CRM_"))
+    }
     return {**kept, "TARN_DEMO_RUN": str(run), **more}
 
 
@@ -154,7 +168,9 @@ def _digests(run: Path) -> Environment:
     files = [
         run / "pos.db",
         run / "marketing.json",
-        *(f for f in (run / "catalogue").rglob("*") if f.is_file()),
+        run / "trends.json",
+        run / "crm.json",
+        *(f for name in ("catalogue", "media") for f in (run / name).rglob("*") if f.is_file()),
     ]
     return {str(f.relative_to(run)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
 
@@ -175,19 +191,19 @@ def _free(*ports: int) -> bool:
 
 
 def test_serves_in_the_foreground_until_told_to_stop(run: Path) -> None:
-    if not _free(8801, 8802):
+    if not _free(8801, 8802, 8803, 8804):
         pytest.skip("another demo holds the default ports")
     with _started(run) as process:
         assert process.stdout is not None
         exports = dict(
             process.stdout.readline().removeprefix("export ").strip().split("=", 1)
-            for _ in range(5)
+            for _ in range(10)
         )
         assert exports["MARKETING_API_URL"] == "http://127.0.0.1:8801"
         assert requests.get("http://127.0.0.1:8801/health").json() == {"status": "ok"}
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=30) == 0
-    assert _free(8801, 8802)
+    assert _free(8801, 8802, 8803, 8804)
 
 
 def test_what_is_made_is_not_made_again(run: Path) -> None:
@@ -251,7 +267,7 @@ def test_a_second_demo_takes_other_ports_and_the_first_keeps_its_profile(
 def test_the_foreground_demo_refuses_a_taken_port(run: Path, demo: Environment) -> None:
     refused = _demo(run)
     assert refused.returncode == 1
-    assert re.search(r"port 880[12]: Address already in use", refused.stderr)
+    assert re.search(r"port 880[1-4]: Address already in use", refused.stderr)
 
 
 def test_a_command_sees_the_database_it_was_given(run: Path, demo: Environment) -> None:
@@ -261,7 +277,8 @@ def test_a_command_sees_the_database_it_was_given(run: Path, demo: Environment) 
 
 
 def test_secrets_are_kept_and_for_the_owner_only(run: Path, demo: Environment) -> None:
-    secrets = [run / "marketing.token", run / "market_research.token"]
+    names = ("marketing", "market_research", "trends", "crm")
+    secrets = [run / f"{name}.token" for name in names]
     assert demo["MARKETING_API_TOKEN"] == secrets[0].read_text()
     for file in [*secrets, Path(demo["MARKET_RESEARCH_PROFILE"])]:
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
@@ -455,6 +472,109 @@ def test_too_many_requests_are_told_to_wait(demo: Environment, api: requests.Ses
     assert refused
     time.sleep(float(refused[0].headers["Retry-After"]))
     assert api.get(url).ok
+
+
+# The trends API.
+
+
+def _hashtags(demo: Environment, **query: Any) -> Rows:
+    session = requests.Session()
+    session.headers["X-Api-Key"] = demo["TRENDS_API_KEY"]
+    rows: Rows = []
+    while True:
+        answer = _get(session, f"{demo['TRENDS_API_URL']}/v1/hashtags", **query).json()
+        rows += answer["results"]
+        if answer["meta"]["next_cursor"] is None:
+            return rows
+        query["cursor"] = answer["meta"]["next_cursor"]
+
+
+def test_hashtags_are_what_baskets_say(
+    demo: Environment, original: duckdb.DuckDBPyConnection
+) -> None:
+    rows = _hashtags(demo, limit=999)
+    assert len(rows) == len({(row["day"], row["hashtag"]) for row in rows}) == 3_360
+    (bread,) = (row for row in rows if (row["day"], row["rank"]) == ("2017-11-22", 1))
+    baskets = """
+        select count(distinct basket_id) from transactions inner join products using (product_id)
+        where product_category = ? and transaction_timestamp
+    """
+    that_day = f"{baskets} >= '2017-11-22' and transaction_timestamp < '2017-11-23'"
+    assert original.execute(that_day, [bread["topic"]]).fetchone() == (bread["mentions"] / 10,)
+    before = f"{baskets} >= '2017-10-25' and transaction_timestamp < '2017-11-22'"
+    (count,) = original.execute(before, [bread["topic"]]).fetchall()[0]
+    assert bread["usual_mentions"] == round(count * 10 / 28)
+    assert bread["hashtag"].lower() == "#" + re.sub("[^a-z]", "", bread["topic"].lower())
+    assert _hashtags(demo, since="2017-12-31") == [row for row in rows if row["day"] > "2017-12-30"]
+
+
+def test_the_trends_api_wants_its_key_and_not_too_many_requests(demo: Environment) -> None:
+    url = f"{demo['TRENDS_API_URL']}/v1/hashtags"
+    assert requests.get(url, headers={"X-Api-Key": "wrong"}).status_code == 401
+    key = {"X-Api-Key": demo["TRENDS_API_KEY"]}
+    with ThreadPoolExecutor(8) as clients:
+        answers = list(clients.map(lambda _: requests.get(url, headers=key), range(40)))
+    assert {answer.status_code for answer in answers} == {200, 429}
+    assert requests.get(url, headers=key, params={"cursor": "x"}).status_code in (422, 429)
+
+
+# The CRM's API.
+
+
+def _crm_rows(demo: Environment, session: requests.Session, resource: str, **query: Any) -> Rows:
+    rows: Rows = []
+    page, pages = 1, 1
+    while page <= pages:
+        url = f"{demo['CRM_API_URL']}/{resource}"
+        answer = session.get(url, params={"page": page, "per_page": 1000, **query}).json()
+        rows += answer["items"]
+        page, pages = page + 1, answer["pages"]
+    assert len(rows) == answer["total"]
+    return rows
+
+
+def test_crm_rows_are_made_of_the_original(
+    demo: Environment, crm: requests.Session, original: duckdb.DuckDBPyConnection
+) -> None:
+    contacts = _crm_rows(demo, crm, "contacts")
+    households = original.sql("select distinct household_id from campaigns").fetchall()
+    assert sorted(row["household_id"] for row in contacts) == sorted(i for (i,) in households)
+    handed_in = Counter(
+        (int(visit["contact_id"][1:]), coupon["coupon_upc"], coupon["campaign_id"],
+         visit["visited_on"])
+        for visit in _crm_rows(demo, crm, "visits")
+        for coupon in visit["coupons"]
+    )  # fmt: skip
+    redemptions = """
+        select household_id, coupon_upc, campaign_id, redemption_date::date::text
+        from coupon_redemptions
+    """
+    assert handed_in == Counter(original.sql(redemptions).fetchall())
+    opens = {
+        (row["campaign_id"], int(row["contact_id"][1:]))
+        for row in _crm_rows(demo, crm, "email_opens")
+    }
+    assert opens < set(original.sql("from campaigns").fetchall())
+    won = {
+        row["household_id"]: row["closed_at"]
+        for row in _crm_rows(demo, crm, "leads")
+        if row["status"] == "won"
+    }
+    arrived = """
+        select household_id, strftime(min(transaction_timestamp), '%Y-%m-%dT%H:%M:%SZ') as arrived
+        from transactions group by household_id having arrived between '2017-02' and '2018'
+    """
+    assert won == dict(original.sql(arrived).fetchall())
+
+
+def test_the_crm_gives_tokens_to_its_client_only(demo: Environment, crm: requests.Session) -> None:
+    form = {"grant_type": "client_credentials", "client_id": "lakehouse", "client_secret": "no"}
+    assert requests.post(f"{demo['CRM_API_URL']}/oauth/token", form).status_code == 401
+    assert requests.get(f"{demo['CRM_API_URL']}/leads").status_code == 401
+    since = "2017-12-31T00:00:00Z"
+    later = _crm_rows(demo, crm, "visits", modified_since=since)
+    assert later
+    assert all(row["updated_at"] >= since for row in later)
 
 
 # The market researcher's share.

@@ -17,6 +17,9 @@ BLOCK = re.compile(
     ("page", "made"),
     [
         ("add-a-source", "lake/raw_weather/measurements"),
+        ("catalogue-media", "lake/quarantine_photos/files"),
+        ("read-another-lake", "lake/raw_partner/stock"),
+        ("load-an-api", "lake/raw_social/hashtags"),
         ("add-a-model", "lake/marts/fct_store_days"),
         ("add-an-output", "site/dashboards/stores.html"),
         ("read-a-failing-test", "target/run_results.json"),

@@ -342,7 +342,7 @@ def test_postgresql_lands_every_type_and_loads_on_from_its_cursor(
         "day": date(2017, 1, 1),
         "at": datetime(2017, 1, 1, 10, 0, 0, 123456),
         "instant": datetime(2017, 1, 1, 8),
-        "clock": "12:30:00.000000",
+        "clock": "12:30:00",
         "id": "a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11",
         "doc": '{"a": [1]}',
         "feeling": "calm",
@@ -419,7 +419,7 @@ def test_dirty_and_broken_csv_are_told_not_half_read(project: Project) -> None:
     refused = project.load()["sales"]
     assert refused.status == "failed"
     assert "raw_drop.sales: sales/b.csv: " in str(refused.error)
-    assert "Expected Number of Columns: 2 Found: 3" in str(refused.error)
+    assert "the first on line 3: 3 fields, not 2" in str(refused.error)
     assert len(project.rows("raw_drop.sales")) == 1
 
 

@@ -1,19 +1,24 @@
 """Small upstream servers for tests: a REST API, a Delta Sharing server."""
 
 import json
+import socket
+import struct
+from base64 import b64encode
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, quote, urlsplit
 
 from deltalake import DeltaTable
 
 TOKEN = "s3cret-token"  # noqa: S105
 Answer = tuple[int, dict[str, str], bytes]
-"""Status, headers, body."""
+"""Status, headers, body. A content-length that is more than the body cuts it off."""
+RESET = 0
+"""As status: the connection ends without an answer."""
 
 
 @contextmanager
@@ -24,11 +29,17 @@ def serving(answer: Callable[["Request"], Answer]) -> Iterator[str]:
         def do_GET(self) -> None:
             body = self.rfile.read(int(self.headers.get("content-length") or 0))
             status, headers, content = answer(Request(self, body))
+            if status == RESET:
+                linger = struct.pack("ii", 1, 0)
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                self.connection.close()
+                return
             self.send_response(status)
-            for name, value in {**headers, "content-length": str(len(content))}.items():
+            for name, value in {"content-length": str(len(content)), **headers}.items():
                 self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(content)
+            with suppress(ConnectionError):
+                self.wfile.write(content)
 
         do_POST = do_GET
 
@@ -76,6 +87,64 @@ class Api:
         is_last = start + 2 >= len(found)
         page = {"data": found[start : start + 2], "next": None if is_last else following}
         return _json(200, page)
+
+
+class Feed:
+    """A REST API that can be made to misbehave: one list in pages of two, each with the mark of the
+    next. `trouble` is answered instead, by number of the request, once each."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows: list[dict[str, Any]] = [feed_row(number) for number in range(1, rows + 1)]
+        self.trouble: dict[int, Answer | Callable[[], Answer]] = {}
+        self.asked: list[Request] = []
+
+    def answer(self, request: Request) -> Answer:
+        self.asked.append(request)
+        trouble = self.trouble.pop(len(self.asked), None)
+        if trouble is not None:
+            return trouble() if callable(trouble) else trouble
+        found = [row for row in self.rows if row["at"] >= request.params.get("since", "")]
+        start = int(request.params.get("cursor", 0))
+        following = start + 2 if start + 2 < len(found) else None
+        return _json(200, self.page(found[start : start + 2], following, len(found)))
+
+    def page(self, rows: list[dict[str, Any]], following: int | None, total: int) -> Any:
+        return {"data": rows, "next": following, "total": total}
+
+
+class Door:
+    """Gives tokens to the client that names itself well, each good for so many requests."""
+
+    ID, SECRET = "tarn", "cl1ent+s3cret/"
+
+    def __init__(self, behind: Callable[[Request], Answer], uses: int = 1000) -> None:
+        self.behind, self.uses, self.lasts = behind, uses, 3600
+        self.given = 0
+        self.left = 0
+        self.forms: list[dict[str, str]] = []
+
+    def answer(self, request: Request) -> Answer:
+        if request.path == "/token":
+            return self._token(request)
+        if request.headers["authorization"] != f"Bearer t0ken-{self.given}" or not self.left:
+            return _json(401, {"detail": f"not {request.headers['authorization']}"})
+        self.left -= 1
+        return self.behind(request)
+
+    def _token(self, request: Request) -> Answer:
+        form = dict(parse_qsl(request.body.decode()))
+        self.forms.append(form)
+        basic = b64encode(f"{self.ID}:{quote(self.SECRET, safe='')}".encode()).decode()
+        is_basic = request.headers["authorization"] == f"Basic {basic}"
+        if not is_basic and form.get("client_secret") != self.SECRET:
+            return _json(401, {"error": "invalid_client", "sent": form})
+        self.given += 1
+        self.left = self.uses
+        return _json(200, {"access_token": f"t0ken-{self.given}", "expires_in": self.lasts})
+
+
+def feed_row(number: int) -> dict[str, Any]:
+    return {"id": number, "at": f"2017-01-{number:02}T00:00:00Z"}
 
 
 def _json(status: int, content: object) -> Answer:

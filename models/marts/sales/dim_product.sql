@@ -10,6 +10,10 @@ department_names as (
     select * from {{ ref('department_names') }}
 ),
 
+pictures as (
+    select * from {{ ref('stg_media_library__product_pictures') }}
+),
+
 versions_ranked as (
     select
         *,
@@ -31,11 +35,14 @@ products as (
         {{ or_unknown('versions_ranked.brand') }} as brand,
         versions_ranked.manufacturer_id,
         {{ or_unknown('versions_ranked.package_size') }} as package_size,
+        pictures.picture_path,
         coalesce(versions_ranked.brand = 'Private', false) as is_private_label,
-        versions_ranked.dbt_valid_to is null as is_in_catalogue
+        versions_ranked.dbt_valid_to is null as is_in_catalogue,
+        pictures.picture_path is not null as has_picture
     from versions_ranked
     left join department_names
         on versions_ranked.department = department_names.department
+    left join pictures on versions_ranked.product_id = pictures.product_id
     where versions_ranked.version_rank = 1
 ),
 
@@ -50,8 +57,10 @@ unknown_member as (
         {{ unknown_text() }} as brand,
         cast(null as bigint) as manufacturer_id,
         {{ unknown_text() }} as package_size,
+        cast(null as {{ dbt.type_string() }}) as picture_path,
         false as is_private_label,
-        false as is_in_catalogue
+        false as is_in_catalogue,
+        false as has_picture
 ),
 
 final as (

@@ -15,20 +15,28 @@ from pydantic import Field, TypeAdapter
 from tarn.errors import TarnError
 from tarn.ingestion.declarations.delta_sharing import SharingSystem
 from tarn.ingestion.declarations.files import FilesSystem
+from tarn.ingestion.declarations.media import MediaSystem
 from tarn.ingestion.declarations.rest_api import RestSystem
 from tarn.ingestion.declarations.sql_database import SqlSystem
+from tarn.ingestion.declarations.table import TableSystem
+from tarn.ingestion.declarations.webhook import WebhookSystem
 from tarn.settings import Settings
 from tarn.strict_yaml import YamlFile, nearest, parse, read
 
 FOLDER = "ingestion"
 SCHEMA_FILE = "schema.json"
 
-AnySystem: TypeAlias = SqlSystem | FilesSystem | RestSystem | SharingSystem
+AnySystem: TypeAlias = (
+    SqlSystem | FilesSystem | RestSystem | SharingSystem | MediaSystem | TableSystem | WebhookSystem
+)
 KINDS: dict[str, type[AnySystem]] = {
     "sql_database": SqlSystem,
     "files": FilesSystem,
     "rest_api": RestSystem,
     "delta_sharing": SharingSystem,
+    "media": MediaSystem,
+    "table": TableSystem,
+    "webhook": WebhookSystem,
 }
 
 

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, WithJsonSchema, field_validator, mod
 from tarn.ingestion.types import TYPE_PATTERN, named
 from tarn.strict_yaml import Spec
 
-_RESERVED = ("_load_id", "_loaded_at", "_source_file")
+_RESERVED = ("_load_id", "_loaded_at", "_source_file", "_place")
 
 Name: TypeAlias = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 
@@ -72,6 +72,10 @@ class Table(Spec):
             raise ValueError("write: replace reads everything each time; remove the cursor")
         if self.allow_empty and self.write != "replace":
             raise ValueError("allow_empty is for write: replace only")
+        return self
+
+    @model_validator(mode="after")
+    def _no_column_is_ours(self) -> "Table":
         if taken := set(self.columns) & set(_RESERVED):
             raise ValueError(f"{', '.join(sorted(taken))}: Tarn's own column")
         return self

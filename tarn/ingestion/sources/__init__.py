@@ -18,7 +18,20 @@ BATCH_ROWS = 65_536
 
 
 class ReadAgainError(Exception):
-    """Raised in the middle of reading by a source that found a better way; `open` then takes it."""
+    """Raised in the middle of reading by a source that knows better now; `open` then acts on it.
+    It must not be raised for ever."""
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """What could not even be parsed: a ragged line, broken JSON, a whole file. A resource may
+    give it between its batches or objects; it counts as read, and goes to quarantine."""
+
+    row: Mapping[str, Any]
+    """As much of it as is known, by name."""
+    reason: str
+    place: str
+    """`orders.csv:17`, or the file alone."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +40,8 @@ class Extract:
 
     open: Callable[[], DltResource | DltSource]
     """A resource of Arrow batches that all have one schema; called again to read anew. With
-    `is_objects` a source whose resource of the table's name gives dictionaries."""
+    `is_objects` a source whose resource of the table's name gives dictionaries. Either may have
+    a text `_place`, and `Rejected` among them."""
     is_objects: bool = False
     types: Mapping[str, pa.DataType] = field(default_factory=dict)
     """Types that the source declares where its batches carry others."""
@@ -37,10 +51,13 @@ class Extract:
     """Condition on the lake's rows: those that may come again, in SQL. None if none can."""
     is_changed: bool = False
     """The source is known to have changed since the last load."""
-    files: tuple[str, ...] = ()
-    """Values of `_source_file` whose rows in the lake these rows take the place of."""
+    files: Sequence[str] = ()
+    """Values of `_source_file` whose rows in the lake these rows take the place of; as of the
+    last call of `open`."""
     transaction: tuple[str, int] | None = None
     """Version of the source, kept in the commit of the rows."""
+    notes: Sequence[str] = ()
+    """What is to be told of the reading; complete when all has been read."""
     remember: Callable[[str], None] = lambda load_id: None
     """To be called with the load's name when the rows are in the lake."""
     superseded: Callable[[], int] = lambda: 0
@@ -49,8 +66,6 @@ class Extract:
     """Boolean column, not kept: a merge deletes the row of a key for which it is true."""
     is_more: bool = False
     """There is more to load when these rows are in the lake."""
-    notes: tuple[str, ...] = ()
-    """What is to be said of the load beside its rows."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +80,8 @@ class Offered:
     """Type of each column in the lake by name, in YAML's words."""
     description: str = ""
     """What the system itself says of the table."""
+    comments: Mapping[str, str] = field(default_factory=dict)
+    """What it says of columns, by their name in the lake."""
 
 
 class Source(Protocol):

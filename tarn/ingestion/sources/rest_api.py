@@ -1,33 +1,52 @@
-"""REST APIs, through dlt's declarative source: pages, retries, rate limits, tokens.
+"""REST APIs, through dlt's declarative source: pages, parents, bodies. Requests are ours
+(`http.py`, `rest_auth.py`), and each page is checked (`rest_pages.py`).
 
 An API's "since" may mean from that moment on or only after it, and rows can share a moment. So
 it is asked from just before the highest cursor in the lake, and what comes again is told by its
 content.
 """
 
-from collections.abc import Mapping
-from datetime import date, datetime, timedelta
+from collections.abc import Iterator, Mapping
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 from dlt.extract import DltSource
-from dlt.sources.helpers.requests import Client
+from dlt.sources.helpers.rest_client.detector import single_entity_path
+from dlt.sources.helpers.rest_client.redaction import SENSITIVE_PARAMS, sanitize_url
 from dlt.sources.rest_api import rest_api_source
+from requests import Request  # type: ignore[import-untyped]
+from requests.exceptions import RequestException  # type: ignore[import-untyped]
 
+from tarn.errors import TarnError
 from tarn.ingestion.declarations import Declared
 from tarn.ingestion.declarations.rest_api import (
+    END,
+    START,
+    ApiKeyAuth,
+    AutoPaginator,
     Endpoint,
-    OffsetPaginator,
-    PageNumberPaginator,
+    Incremental,
     RestConnection,
     RestTable,
+    SinglePage,
 )
 from tarn.ingestion.landed import Landed
-from tarn.ingestion.masking import secrets_in
-from tarn.ingestion.sources import Extract, Source
+from tarn.ingestion.masking import masked, message, secrets_in
+from tarn.ingestion.sources import Extract, Offered, Source
+from tarn.ingestion.sources.http import Manners, Session, http_failure
+from tarn.ingestion.sources.rest_auth import Credentials
+from tarn.ingestion.sources.rest_offer import (
+    key_matches,
+    operations,
+    suggested,
+    table_name,
+    unread,
+)
+from tarn.ingestion.sources.rest_pages import Listing, Page, Pages
 from tarn.settings import Settings
 
-_ATTEMPTS = 5
-_TIMEOUT_SECONDS = 60
+_TIMES: Mapping[str, int] = {"epoch_seconds": 1, "epoch_milliseconds": 1000}
 
 
 class RestApi(Source):
@@ -37,59 +56,262 @@ class RestApi(Source):
         connection = declared.system.connection
         assert isinstance(connection, RestConnection)
         self.declared, self.connection = declared, connection
-        self.secrets = frozenset(secrets_in(connection.model_dump(by_alias=True)))
+        endpoints = [spec.endpoint for spec in self._specs().values()]
+        self.secrets = frozenset(_secrets(connection, endpoints))
+        self.session = self._session(any(endpoint.headers for endpoint in endpoints))
 
     def extract(self, table: str, landed: Landed) -> Extract:
-        spec = self.declared.system.tables[table]
+        spec = self._specs()[table]
         since = landed.maximum(spec.cursor) if spec.cursor else None
-        return Extract(lambda: self._source(table, since), is_objects=True)
+        if landed.span and (moments := landed.span.moments()):
+            since = moments[0]
+        return Extract(lambda: self._source(self._specs(), table, since), is_objects=True)
 
-    def _source(self, table: str, since: Any) -> DltSource:
-        """The table's resource; the others are there for what it may take from them."""
+    def check(self) -> list[str]:
+        """What the first page of each endpoint tells."""
+        return [self._checked(table, spec) for table, spec in self._specs().items()]
+
+    def offered(self) -> list[Offered]:
+        """What an OpenAPI document of the API names, or the endpoints that are declared."""
+        document = self._get_document()
+        paths = operations(document) if document else {}
+        if not paths:
+            paths = {spec.endpoint.path: {} for spec in self._specs().values()}
+        return [self._suggested(path, operation) for path, operation in paths.items()]
+
+    def _checked(self, table: str, spec: RestTable) -> str:
+        try:
+            page = self._first_page(self._specs(), table)
+            if page is None:
+                return f"{table}: answers that there are no rows"
+            words = [f"{table}: {page.status}, {len(page.rows):,} rows on the first page"]
+            words.append(f"rows at {page.selector}")
+            words.append(f"{'no further pages' if page.is_only else 'pages'} by {page.paging}")
+            if spec.endpoint.incremental and spec.cursor:
+                words.append(self._checked_since(table, spec.cursor, page))
+            return "; ".join(words)
+        except Exception as failure:
+            where = self.declared.file.where("tables", table)
+            told = http_failure(failure, where) or failure
+            return f"{table}: {message(told, self.secrets)}"
+
+    def _checked_since(self, table: str, cursor: str, page: Page) -> str:
+        """Asked from the highest cursor of the first page on, an API gives no lower one."""
+        known = [row[key] for row in page.rows for key in row if key_matches(key, cursor)]
+        since = max((value for value in known if value is not None), key=_order, default=None)
+        if since is None:
+            return f"incremental: no row has {cursor}"
+        if len(set(map(_order, known))) < 2:
+            return f"incremental: cannot tell, all rows have the same {cursor}"
+        later = self._first_page(self._specs(), table, since)
+        lowest = _order(just_before(since))
+        rows = later.rows if later else ()
+        early = [
+            row
+            for row in rows
+            for key in row
+            if key_matches(key, cursor) and row[key] is not None and _order(row[key]) < lowest
+        ]
+        return "incremental: the API ignores it" if early else "incremental: works"
+
+    def _suggested(self, path: str, operation: Mapping[str, Any]) -> Offered:
+        name = table_name(path)
+        table = RestTable(
+            write="replace", endpoint=Endpoint.model_validate({"path": path.lstrip("/")})
+        )
+        try:
+            page = self._first_page({name: table}, name)
+        except Exception as failure:
+            told = http_failure(failure, path) or failure
+            return unread(name, table.endpoint.path, message(told, self.secrets))
+        return suggested(name, table.endpoint.path, operation, page)
+
+    def _get_document(self) -> dict[str, Any] | None:
+        request = Request("GET", f"{self.connection.base_url.rstrip('/')}/openapi.json")
+        try:
+            answer = self.session.send(request.prepare()).json()
+        except (RequestException, TarnError):
+            return None
+        return answer if isinstance(answer, dict) and "paths" in answer else None
+
+    def _first_page(
+        self, specs: Mapping[str, RestTable], table: str, since: Any = None
+    ) -> Page | None:
+        """The first page of a table, of its first parent if it has one; None for an answer that
+        means no rows. Raises what a load would."""
+        seen: list[Page] = []
+        source = self._source(specs, table, since, seen)
+        for _ in source.resources[table]:
+            break
+        return seen[-1] if seen else None
+
+    def _specs(self) -> dict[str, RestTable]:
+        tables = self.declared.system.tables
+        return {name: spec for name, spec in tables.items() if isinstance(spec, RestTable)}
+
+    def _session(self, has_headers: bool) -> Session:
+        connection = self.connection
+        where = self.declared.file.where("connection", "auth")
+        manners = Manners(
+            connection.timeout_seconds, connection.attempts, connection.max_requests_per_second
+        )
+        session = Session(connection.base_url, manners, where)
+        credentials = Credentials(
+            connection.auth,
+            connection.headers,
+            lambda request: session.persist(request, allow_redirects=False),
+            where,
+            self._learn,
+        )
+        session.sign, session.renew = credentials.sign, credentials.renew
+        session.is_private = bool(connection.auth or connection.headers or has_headers)
+        return session
+
+    def _learn(self, secret: str) -> None:
+        self.secrets |= {secret}
+
+    def without_secrets(self, address: str) -> str:
+        auth = self.connection.auth
+        named = {auth.name} if isinstance(auth, ApiKeyAuth) else set()
+        return masked(sanitize_url(address, SENSITIVE_PARAMS | named), self.secrets)
+
+    def _source(
+        self,
+        specs: Mapping[str, RestTable],
+        table: str,
+        since: Any,
+        seen: list[Page] | None = None,
+    ) -> DltSource:
+        """The table's resource; the others are there for what it may take from them. With `seen`
+        only the first page is read, and noted there."""
         config: Any = {
-            "client": {**_given(self.connection), "session": _session()},
+            "client": {"base_url": self.connection.base_url, "session": self.session},
             "resources": [
-                {"name": name, "endpoint": _endpoint(spec, since if name == table else None)}
-                for name, spec in self.declared.system.tables.items()
-                if isinstance(spec, RestTable)
+                {
+                    "name": name,
+                    "include_from_parent": list(spec.endpoint.include_from_parent),
+                    "endpoint": self._endpoint(name, spec, name == table, since, seen),
+                }
+                for name, spec in specs.items()
             ],
         }
         source = rest_api_source(config, name=self.declared.name)
         return source.with_resources(table)
 
+    def _endpoint(
+        self, name: str, spec: RestTable, is_wanted: bool, since: Any, seen: list[Page] | None
+    ) -> Mapping[str, Any]:
+        endpoint = spec.endpoint
+        config: dict[str, Any] = {
+            "path": endpoint.path,
+            "method": endpoint.method,
+            "params": {key: _spelt(value) for key, value in endpoint.params.items()},
+            "headers": dict(endpoint.headers),
+            "json": endpoint.json_body,
+        }
+        if endpoint.incremental:
+            config = _since(config, endpoint.incremental, since if is_wanted else None)
+        listing = Listing(
+            endpoint,
+            self._paginator(endpoint),
+            self.declared.file.where("tables", name, "endpoint"),
+            self.without_secrets,
+            rejects=is_wanted,
+            only_first=seen is not None,
+            seen=seen if seen is not None and is_wanted else [],
+        )
+        given = {key: value for key, value in config.items() if value}
+        return {**given, "data_selector": "$", "paginator": Pages(listing)}
 
-def _session() -> Any:
-    """Waits as long as the server asks when it is asked too often, else ever longer."""
-    client = Client(
-        request_timeout=_TIMEOUT_SECONDS,
-        request_max_attempts=_ATTEMPTS,
-        request_backoff_factor=0.5,
-    )
-    return client.session
+    def _paginator(self, endpoint: Endpoint) -> Any:
+        chosen = endpoint.paginator or self.connection.paginator
+        if isinstance(chosen, AutoPaginator) and single_entity_path(endpoint.path):
+            return SinglePage(type="single_page")
+        return chosen
 
 
-def _given(spec: RestConnection | Endpoint) -> dict[str, Any]:
-    """dlt's spelling of a declaration is ours."""
-    config = dict(spec.model_dump(by_alias=True, exclude_none=True))
-    if isinstance(spec.paginator, OffsetPaginator | PageNumberPaginator):
-        # Left out, dlt would look for a total and end in failure when there is none.
-        config["paginator"] = spec.paginator.model_dump()
-    return config
+def _secrets(connection: RestConnection, endpoints: list[Endpoint]) -> Iterator[str]:
+    told = connection.model_dump(by_alias=True)
+    if connection.auth:
+        # An address, for all its name.
+        told["auth"].pop("access_token_url", None)
+    yield from secrets_in(told)
+    yield from connection.headers.values()
+    for endpoint in endpoints:
+        yield from endpoint.headers.values()
+        yield from secrets_in(endpoint.model_dump(by_alias=True))
+        for name, value in endpoint.params.items():
+            if name.lower() in SENSITIVE_PARAMS:
+                yield str(value)
 
 
-def _endpoint(spec: RestTable, since: Any) -> Mapping[str, Any]:
-    endpoint: Endpoint = spec.endpoint
-    config = _given(endpoint)
-    incremental = config.pop("incremental", None)
-    if incremental and since is not None:
-        config["params"] = {**config["params"], incremental["start_param"]: just_before(since)}
-    return config
+def _spelt(value: Any) -> Any:
+    return str(value).lower() if isinstance(value, bool) else value
+
+
+def _since(config: dict[str, Any], spec: Incremental, since: Any) -> dict[str, Any]:
+    """The request for rows from just before a value on: parameters, and marks replaced."""
+    start = spec.initial_value if since is None else moment(just_before(since), spec.format)
+    end = spec.end_value
+    if end is None:
+        end = moment(datetime.now(UTC).replace(tzinfo=None), spec.format)
+    params = dict(config["params"])
+    if spec.start_param and start is not None:
+        params[spec.start_param] = start
+    if spec.end_param:
+        params[spec.end_param] = end
+    filled: dict[str, Any] = _filled({**config, "params": params}, {START: start, END: end})
+    return filled
+
+
+def _filled(value: Any, marks: Mapping[str, Any]) -> Any:
+    """A text that is nothing but a mark becomes the mark's value, of its own type."""
+    if isinstance(value, Mapping):
+        return {key: _filled(each, marks) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_filled(each, marks) for each in value]
+    if isinstance(value, str):
+        if value in marks:
+            return marks[value]
+        for mark, meant in marks.items():
+            value = value.replace(mark, str(meant))
+    return value
+
+
+def _order(value: Any) -> Any:
+    """By which cursors are compared: moments may be written differently."""
+    if isinstance(value, str):
+        try:
+            value = datetime.fromisoformat(value)
+        except ValueError:
+            return value
+        return value.astimezone(UTC).replace(tzinfo=None) if value.tzinfo else value
+    return value
 
 
 def just_before(since: Any) -> Any:
-    """The moment or number next below, in the form that APIs take."""
+    """The moment or number next below; of text that is no moment, itself."""
+    since = _order(since)
     if isinstance(since, datetime):
-        return (since - timedelta(seconds=1)).replace(microsecond=0).isoformat() + "Z"
+        return (since - timedelta(seconds=1)).replace(microsecond=0)
     if isinstance(since, date):
-        return (since - timedelta(days=1)).isoformat()
-    return since - 1 if isinstance(since, int) else since
+        return since - timedelta(days=1)
+    if isinstance(since, bool | Decimal) or not isinstance(since, int | float):
+        return since
+    return since - 1
+
+
+def moment(value: Any, form: str) -> Any:
+    """A moment (UTC without zone) or day as an API writes it; anything else as it is."""
+    if not isinstance(value, date):
+        return value
+    exact = value if isinstance(value, datetime) else datetime(value.year, value.month, value.day)
+    if form in _TIMES:
+        return int(exact.replace(tzinfo=UTC).timestamp() * _TIMES[form])
+    if form == "date":
+        # Of the day itself some APIs give only what is later than the day.
+        day = exact.date()
+        return (day - timedelta(days=1) if isinstance(value, datetime) else day).isoformat()
+    if form != "iso":
+        return exact.strftime(form)
+    return value.isoformat() + ("Z" if isinstance(value, datetime) else "")

@@ -8,6 +8,7 @@ killed anywhere is repeated from the lake's own positions, and what it had commi
 
 import logging
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import dlt
@@ -15,21 +16,19 @@ import psycopg
 import pyarrow as pa
 from dlt.extract import DltResource
 from obstore.exceptions import BaseError
-from sqlalchemy.dialects import postgresql
 
 from tarn.errors import TarnError
 from tarn.ingestion.declarations import Declared
+from tarn.ingestion.declarations.base import Table
 from tarn.ingestion.declarations.sql_database import SqlTable
 from tarn.ingestion.landed import DELETED, DELETED_AT, Desk, Landed
-from tarn.ingestion.sources import Extract, column_names
+from tarn.ingestion.sources import Extract
 from tarn.ingestion.sources.cdc.changes import Changes, Followed
 from tarn.ingestion.sources.cdc.positions import Position, least, read_positions, shown
-from tarn.ingestion.sources.cdc.query import Query
 from tarn.ingestion.sources.cdc.server import Followable, Server, Slot, Snapshot, roles_rights
 from tarn.ingestion.sources.cdc.spool import Pile, spool
-from tarn.ingestion.sources.cdc.text import plain
-from tarn.ingestion.sources.sql_database import SqlDatabase, _Reading
-from tarn.ingestion.types import landing
+from tarn.ingestion.sources.sql_database import SqlDatabase
+from tarn.ingestion.sources.sql_database.postgres import PostgresReading
 from tarn.settings import Settings
 from tarn.storage.lake import Lake
 
@@ -51,7 +50,16 @@ class FollowedDatabase(SqlDatabase):
                 "remove mode: to load it by queries",
             )
 
+    @property
+    def tables(self) -> Mapping[str, Table]:
+        """The log tells what is new; cursors that the database offers are of no use."""
+        none = {"cursor": None, "overlap": None}
+        return {name: spec.model_copy(update=none) for name, spec in super().tables.items()}
+
     def extract(self, table: str, landed: Landed) -> Extract | None:
+        if landed.desk.lake.is_rehearsal and landed.table is None:
+            # To follow a table leaves marks in the source.
+            return super().extract(table, landed)
         if self._failure is not None:
             raise self._failure
         if self._load is None:
@@ -74,17 +82,18 @@ class FollowedDatabase(SqlDatabase):
             raise
 
     def check(self) -> list[str]:
+        lines = super().check()
         server = Server(self.url, self.where)
         try:
             server.check_log()
             slot_name = read_positions(Lake.open(self.home), self.declared.name, self.where).slot
-            lines = [*_rights(server), _told(slot_name, server.slot(slot_name))]
+            lines += [*_rights(server), _told(slot_name, server.slot(slot_name))]
             for name in self.tables:
                 try:
                     self.followable(server, name)
-                    lines.append(f"{name}: can be followed")
+                    lines.append(f"{name} can be followed")
                 except TarnError as error:
-                    lines.append(f"{name}: {error.what}; {error.fix}")
+                    lines.append(f"{name} cannot be followed: {error.what}; {error.fix}")
         finally:
             server.close()
         return lines
@@ -96,22 +105,25 @@ class FollowedDatabase(SqlDatabase):
 
     def followable(self, server: Server, name: str) -> Followable:
         """The table in the catalog; raises TarnError with the SQL that lets it be followed."""
-        spec = self.spec(name)
-        found = server.table(spec.db_schema, spec.table or name)
-        where = self.declared.file.where("tables", name)
-        if found is None:
-            self._reflect(spec.table or name, spec, name)
-            raise TarnError(f"the database has no table {spec.table or name!r}", where)
-        if found.kind not in "rp":
+        found, _ = self._readable(name)
+        spec, where = self.spec(name), self.declared.file.where("tables", name)
+        there = server.table(found.table.schema, found.table.name)
+        if there is None or there.kind not in "rp":
             raise TarnError(
                 "only tables are in the log, and this is none",
                 where,
                 "load it in a system of its own, without mode: cdc",
             )
-        names = column_names([column.name for column in found.columns], where)
-        sources = dict(zip(names, (column.name for column in found.columns), strict=True))
-        if not {sources.get(key, key) for key in spec.primary_key} <= found.identity:
-            table = found.sql.as_string(server.connection)
+        table = there.sql.as_string(server.connection)
+        if spec.write != "merge":
+            raise TarnError(
+                f"{table} has no key that the database knows",
+                where,
+                f"add primary_key, and let an administrator run: alter table {table} replica"
+                " identity full",
+            )
+        keys = {found.columns[key].name for key in spec.primary_key if key in found.columns}
+        if not keys <= there.identity:
             raise TarnError(
                 f"the log does not tell the primary_key ({', '.join(spec.primary_key)}) of rows"
                 f" of {table} that are deleted",
@@ -119,23 +131,16 @@ class FollowedDatabase(SqlDatabase):
                 f"let an administrator run: alter table {table} replica identity full"
                 " (or give it that primary key)",
             )
-        return found
+        return there
 
-    def query(self, name: str, there: Followable) -> Query:
-        """The SQL that would load the table if it were not followed."""
-        spec = self.spec(name)
-        found = self._reflect(spec.table or name, spec, name)
-        names = column_names(
-            [column.name for column in there.columns], f"{self.declared.name}.{name}"
-        )
-        sources = [found.columns[column.name] for column in there.columns]
-        columns = dict(zip(names, sources, strict=True))
-        reading = _Reading(self.engine, self.url, found, columns, None)
-        # Another style of parameters would double each % in a name.
-        dialect = postgresql.dialect(paramstyle="named")  # type: ignore[no-untyped-call]
-        sql = reading._query().compile(dialect=dialect, compile_kwargs={"literal_binds": True})
-        address = self.url.set(drivername="postgresql").render_as_string(hide_password=False)
-        return Query(address, str(sql), reading.types)
+    def reading(self, name: str, there: Followable, landed: Landed) -> PostgresReading:
+        """How the table would be read if it were not followed; only what is in the log too."""
+        found, spec = self._readable(name)
+        logged = {column.name for column in there.columns}
+        columns = {lake: column for lake, column in found.columns.items() if column.name in logged}
+        reading = self._reading(name, replace(found, columns=columns), spec, None, landed.schema)
+        assert isinstance(reading, PostgresReading)
+        return reading
 
 
 class _Load:
@@ -152,7 +157,6 @@ class _Load:
         self.piles: dict[str, Pile] = {}
         self.lag = ""
         self._snapshot: Snapshot | None = None
-        self._queries: dict[str, Query] = {}
         self._describe()
         self._join()
         self._spool()
@@ -173,7 +177,8 @@ class _Load:
             if self._snapshot is not None:
                 self._snapshot.close()
             self.slot = self.server.slot(self.positions.slot)
-            if self.slot is not None and not self.slot.is_lost:
+            is_kept = self.slot is not None and not self.slot.is_lost
+            if self.slot is not None and is_kept and not self.desk.lake.is_rehearsal:
                 self._advance(self.slot)
         except (psycopg.Error, BaseError, OSError) as error:
             log.warning("%s: the slot stays where it is: %s", self.system, str(error).strip())
@@ -196,9 +201,9 @@ class _Load:
         gone = set(self.positions.tables) - had
         for name in gone:
             del self.positions.tables[name]
-        if gone:
+        if gone and not self.desk.lake.is_rehearsal:
             self.positions.write(self.desk.lake, self.system)
-        if self.there:
+        if self.there and not self.desk.lake.is_rehearsal:
             self.server.publish(self.positions.slot, list(self.there.values()))
 
     def _spool(self) -> None:
@@ -268,18 +273,17 @@ class _Load:
             # Before the rows: a table that is in the lake without this was not followed.
             self.positions.tables[name] = Position()
             self.positions.write(self.desk.lake, self.system)
-        query = self._query(name)
+        reading = self.source.reading(name, self.there[name], landed)
+        begin = "begin isolation level repeatable read read only"
+        reading.session = (begin, f"set transaction snapshot '{snapshot.name}'")
         is_soft = self.source.spec(name).deletes == "soft"
-
-        def open() -> DltResource:
-            return dlt.resource(_snapshot_rows(query, snapshot.name, is_soft), name=name)
-
+        notes = [f"read whole at {shown(snapshot.lsn)}"]
         return Extract(
-            open,
-            types=query.types,
+            lambda: _undeleted(reading.open()) if is_soft else reading.open(),
+            types=reading.types,
             is_changed=True,
             transaction=(self.positions.mark, snapshot.lsn),
-            notes=(f"read whole at {shown(snapshot.lsn)}",),
+            notes=notes,
         )
 
     def _at_snapshot(self) -> Snapshot:
@@ -303,12 +307,12 @@ class _Load:
         name = landed.name.partition(".")[2]
         slice_ = pile.slices[0]
         is_last = len(pile.slices) == 1
-        table = self._followed(name)
+        table = self._followed(name, landed)
         changes = Changes(self.server, table, slice_, landed, self.positions.mark)
         until = max(slice_.until, self.server.reached) if is_last else slice_.until
         return Extract(
             changes.open,
-            types=self._types(name),
+            types=table.kinds,
             redelivered=None,
             is_changed=True,
             transaction=(self.positions.mark, until),
@@ -316,7 +320,7 @@ class _Load:
             superseded=changes.superseded,
             deleted=DELETED if table.deletes == "hard" else None,
             is_more=not is_last,
-            notes=(self.lag, *self._unfilled(table, landed)),
+            notes=[self.lag, *self._unfilled(table, landed)],
         )
 
     def _unfilled(self, table: Followed, landed: Landed) -> Iterator[str]:
@@ -328,23 +332,15 @@ class _Load:
                 " --full-refresh fills the others"
             )
 
-    def _followed(self, name: str) -> Followed:
+    def _followed(self, name: str, landed: Landed) -> Followed:
         there, spec = self.there[name], self.source.spec(name)
-        kinds = self._query(name).kinds
-        columns = {lake: column.name for lake, column in zip(kinds, there.columns, strict=True)}
+        reading = self.source.reading(name, there, landed)
+        assert landed.schema is not None
+        # A column whose first values fitted no other type is text.
+        texts = {field.name: field.type for field in landed.schema if field.type == pa.string()}
+        kinds = {n: texts.get(n, kind) for n, kind in reading.landed_types().items()}
+        columns = {lake: str(column.name) for lake, column in reading.columns.items()}
         return Followed(there, columns, spec.primary_key, kinds, spec.deletes)
-
-    def _types(self, name: str) -> Mapping[str, pa.DataType]:
-        """What each column is to land as, since most come as text."""
-        query = self._query(name)
-        fields = (pa.field(column, plain(kind)) for column, kind in query.kinds.items())
-        return {field.name: landing(field, self._raw(name)) for field in fields} | dict(query.types)
-
-    def _query(self, name: str) -> Query:
-        """Asked for once, as each costs the catalog many questions."""
-        if name not in self._queries:
-            self._queries[name] = self.source.query(name, self.there[name])
-        return self._queries[name]
 
     def _raw(self, name: str) -> str:
         return f"raw_{self.system}.{name}"
@@ -375,12 +371,14 @@ class _Load:
         return upto
 
 
-def _snapshot_rows(query: Query, snapshot: str, is_soft: bool) -> Iterator[pa.RecordBatch]:
-    for batch in query.rows(snapshot):
-        if is_soft:
-            nothing = pa.nulls(batch.num_rows, pa.timestamp("us"))
-            batch = batch.append_column(DELETED_AT, nothing)
-        yield batch
+def _undeleted(rows: DltResource) -> DltResource:
+    """With the column that tells when a row was deleted, which none was."""
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        for batch in rows:
+            yield batch.append_column(DELETED_AT, pa.nulls(batch.num_rows, pa.timestamp("us")))
+
+    return dlt.resource(batches(), name=rows.name)
 
 
 def _rights(server: Server) -> Iterator[str]:

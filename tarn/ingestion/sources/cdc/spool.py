@@ -10,7 +10,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tarn.errors import TarnError
-from tarn.ingestion.sources import column_names
 from tarn.ingestion.sources.cdc.pgoutput import (
     UNCHANGED,
     Begin,
@@ -21,6 +20,7 @@ from tarn.ingestion.sources.cdc.pgoutput import (
     Values,
     decode,
 )
+from tarn.ingestion.sources.sql_database.names import lake_names
 
 SEQ, LSN, OP, AT, OLD = (f"tarn {name}" for name in ("seq", "lsn", "op", "at", "old"))
 """Columns beside the table's own, by names that none of those can have: order in the log, where
@@ -82,7 +82,7 @@ class Pile:
         self.flush()
         self._unfit = None
         try:
-            self._names = column_names([column.name for column in relation.columns], self.name)
+            self._names = lake_names([column.name for column in relation.columns])
             self._positions = [self._names.index(key) for key in self.keys]
         except (TarnError, ValueError) as error:
             gone = TarnError(

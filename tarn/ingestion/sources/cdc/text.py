@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from datetime import time
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -13,34 +12,21 @@ _UTC = r"\+00$"
 
 
 def delivered(kind: pa.DataType) -> pa.DataType:
-    """The type in which `readable` gives a column of a type."""
-    kind = plain(kind)
+    """The type in which `readable` gives a column that lands as a type."""
     if pa.types.is_list(kind) or pa.types.is_binary(kind) or pa.types.is_boolean(kind):
         return kind
     return pa.string()
 
 
-def plain(kind: pa.DataType) -> pa.DataType:
-    """Without PostgreSQL's or Arrow's name for what text means: JSON, UUID, numeric."""
-    if not isinstance(kind, pa.BaseExtensionType):
-        return kind
-    return pa.string() if pa.types.is_fixed_size_binary(kind.storage_type) else kind.storage_type
-
-
 def readable(column: pa.Array, kind: pa.DataType) -> pa.Array:
     """Text as `delivered(kind)`: what remains text is cast by the contract, value by value."""
-    kind = plain(kind)
     if pa.types.is_boolean(kind):
         return pc.starts_with(column, "t")
     if pa.types.is_binary(kind):
         return pa.array([each and bytes.fromhex(each[2:]) for each in _texts(column)], kind)
     if pa.types.is_list(kind):
         return _lists(column, kind)
-    if pa.types.is_time(kind):
-        # As Arrow writes the time that a query gives.
-        times = [None if each is None else _time(each) for each in _texts(column)]
-        return pa.array(times, pa.string())
-    if pa.types.is_timestamp(kind) and kind.tz:
+    if pa.types.is_timestamp(kind):
         return pc.replace_substring_regex(column, _UTC, "")
     return column
 
@@ -60,13 +46,6 @@ def elements(text: str) -> Iterator[str | None]:
             yield _ESCAPED.sub(r"\1", match[1])
         elif match[0] not in "{},":
             yield None if match[0] == "NULL" else match[0]
-
-
-def _time(text: str) -> str:
-    try:
-        return time.fromisoformat(text).isoformat("microseconds")
-    except ValueError:
-        return text
 
 
 def _texts(column: pa.Array) -> Sequence[str | None]:

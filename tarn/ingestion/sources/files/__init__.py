@@ -1,0 +1,1 @@
+"""Files in a folder: their places, formats and contents."""
