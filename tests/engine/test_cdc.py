@@ -23,6 +23,8 @@ from psycopg import sql
 
 from tarn.errors import TarnError
 from tarn.ingestion.declarations import declare
+from tarn.ingestion.engine import ingest
+from tarn.ingestion.options import Options
 from tarn.ingestion.sources import cdc
 from tarn.ingestion.sources.cdc import changes, server, spool
 from tarn.settings import settings
@@ -685,4 +687,31 @@ def test_a_slot_waits_for_open_transactions_and_says_for_which(
     assert waits in error
     assert waits in caplog.text
     followed.load()
+    same(followed, shop)
+
+
+def test_a_full_refresh_mends_a_gap_and_a_rehearsal_leaves_no_mark(
+    followed: Project, shop: psycopg.Connection[Any]
+) -> None:
+    slots = "select count(*) from pg_replication_slots where database = current_database()"
+    shop.execute("insert into orders values (1, 'a', 1), (2, 'b', 2)")
+    ingest(["shop"], options=Options(dry_run=True))
+    assert shop.execute(slots).fetchone() == (0,)
+    followed.load()
+    shop.execute("update orders set qty = 5 where id = 1")
+    before = followed.versions()
+    (rehearsed,) = ingest(["shop"], options=Options(dry_run=True))
+    assert rehearsed.rows.accepted == 1
+    assert followed.versions() == before
+    shop.execute(
+        "select pg_drop_replication_slot(slot_name) from pg_replication_slots"
+        " where database = current_database()"
+    )
+    shop.execute("delete from orders where id = 2")
+    assert "changes may be missing" in str(followed.load()["orders"].error)
+    (refreshed,) = ingest(["shop"], options=Options(full_refresh=True))
+    assert not refreshed.failed
+    same(followed, shop)
+    shop.execute("update orders set qty = 6")
+    assert counts_of(followed.load()["orders"]) == (1, 1, 0, 0)
     same(followed, shop)
