@@ -42,7 +42,7 @@ Kind: TypeAlias = Callable[[Declared, Settings], Source]
 SIDE_BY_SIDE = 4
 INTERRUPTED = 130
 _SOURCES = {
-    "sql_database": "sql_database:SqlDatabase",
+    "sql_database": "cdc:database",
     "files": "files.source:Files",
     "rest_api": "rest_api:RestApi",
     "delta_sharing": "delta_sharing:DeltaSharing",
@@ -154,7 +154,8 @@ class _Run:
             self.shown.task(wanted.name).end(f"failed: {error}")
             asked = _asked(wanted.name, self.options) or list(wanted.system.tables) or [ALL]
             return [_failed(wanted.name, name, load.at, error) for name in asked], error
-        loads = (self._table(load, source, wanted, table) for table in names)
+        with closing(source):
+            loads = [self._table(load, source, wanted, table) for table in names]
         return [table for tables in loads for table in tables], None
 
     def _table(self, load: Load, source: Source, wanted: Declared, table: str) -> list[TableLoad]:

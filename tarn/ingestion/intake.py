@@ -138,7 +138,9 @@ class Intake:
     def settle(self, written: int) -> None:
         """Rows were written: let the others into quarantine, and account for each that was read."""
         self._notice(self._nulled())
-        counts = self.counts
+        counts, superseded = self.counts, self.extract.superseded()
+        counts.read += superseded
+        counts.deduplicated += superseded
         counts.accepted = written
         has_moved = bool(written) or self.extract.is_changed
         counts.quarantined = self.quarantine.commit(self.load.transaction, has_moved)

@@ -66,7 +66,7 @@ class SqlDatabase(Source):
     def tables(self) -> Mapping[str, Table]:
         return {name: choice.spec for name, choice in self._choices.items()}
 
-    def extract(self, table: str, landed: Landed) -> Extract:
+    def extract(self, table: str, landed: Landed) -> Extract | None:
         found, spec = self._readable(table)
         return self._query(table, found, spec, landed)
 
