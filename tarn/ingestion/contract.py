@@ -112,7 +112,7 @@ class Sieve:
 
     def nulled(self) -> list[str]:
         """Columns of the table that came without one value."""
-        known = (name for name in self._nulls if name in self.shape.known)
+        known = (n for n in self._nulls if n in self.shape.known and n != DELETED_AT)
         return [name for name in known if self.rows and self._nulls[name] == self.rows]
 
     def _refuse(self, kind: Kind, told: Mapping[str, str], key: str, fix: str) -> None:
