@@ -514,7 +514,8 @@ def test_a_backfill_asks_for_its_span(project: Project, feed: tuple[Feed, str]) 
     project.load()
     server.asked.clear()
     ingest(["web"], options=Options(backfill=Span.read("2017-01-02..2017-01-03")))
-    sent = server.asked[0].params
+    # What is new comes first.
+    sent = server.asked[-1].params
     assert (sent["since"], sent["until"]) == ("2017-01-01", "2017-01-04")
     assert _ids(project) == [1, 2, 3, 4, 5, 6]
 
