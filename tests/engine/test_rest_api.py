@@ -4,6 +4,7 @@ what is said of it, what the lake then holds, and that the next load heals it.""
 import json
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from threading import Event
@@ -609,6 +610,7 @@ OPENAPI = {
         },
         "/orders/{id}": {"get": {}},
         "/secret": {"get": {}},
+        "/health": {"get": {}},
     },
 }
 
@@ -632,6 +634,8 @@ def test_tables_are_offered_from_an_openapi_document_and_first_pages(project: Pr
             return _json(OPENAPI)
         if request.path == "/secret":
             return 403, {}, b"no"
+        if request.path == "/health":
+            return _json({"status": "ok"})
         return _json({"items": orders, "total": 90})
 
     with serving(answer) as address:
@@ -668,6 +672,17 @@ def test_tables_are_offered_from_an_openapi_document_and_first_pages(project: Pr
         "buyer__name": "text",
     }
     assert "answered 403" in offered["secret"].description
+
+
+def test_an_api_without_document_cannot_say_what_it_has(project: Project) -> None:
+    with serving(lambda request: (404, {}, b"")) as address:
+        _declare(project, address, "  x: {write: append, endpoint: {path: x}}")
+        source = _source(project)
+        assert [each.name for each in source.offered()] == ["x"]
+        undeclared = source.declared.system.model_copy(update={"tables": {}})
+        source.declared = replace(source.declared, system=undeclared)
+        with pytest.raises(TarnError, match="has no OpenAPI document that names its endpoints"):
+            source.offered()
 
 
 @pytest.mark.parametrize(
