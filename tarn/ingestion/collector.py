@@ -26,6 +26,7 @@ from tarn.ingestion.declarations.webhook import (
     WebhookSystem,
     WebhookTable,
 )
+from tarn.ingestion.landed import LOAD_ID, LOADED_AT, SOURCE_FILE
 from tarn.ingestion.spool import Spool, new_name
 from tarn.storage.lake import Lake
 
@@ -33,9 +34,22 @@ log = logging.getLogger(__name__)
 
 BODY_SECONDS = 30
 """A sender that takes longer to send a body is let go."""
-MOST_DIGITS = 38
-"""Of a whole number: more than any column keeps."""
-_DEEPEST = 50
+LARGEST = 2**63 - 1
+"""Whole number that a column can hold."""
+LONGEST_NAME = 180
+"""Of a field with all it is nested in: longer ones can be no name of a table."""
+_RESERVED = {
+    LOAD_ID,
+    LOADED_AT,
+    SOURCE_FILE,
+    "_dlt_id",
+    "_dlt_load_id",
+    "_dlt_root_id",
+    "_position",
+    "_nth",
+    "_content",
+}
+_NAMING = NamingConvention()
 Headers = Mapping[str, str]
 
 
@@ -181,14 +195,14 @@ def parsed(body: bytes) -> list[dict[str, Any]]:
     events = found if isinstance(found, list) else [found]
     if not all(isinstance(event, dict) for event in events):
         raise Refusal(400, "the body is no JSON object or list of objects")
-    if _depth(events) > _DEEPEST:
-        raise Refusal(400, "the body is nested too deeply")
+    for event in events:
+        _check_names(event, 0)
     return events
 
 
 def _whole(text: str) -> int:
-    if len(text.removeprefix("-")) > MOST_DIGITS:
-        raise ValueError(f"a number has more than {MOST_DIGITS} digits")
+    if len(text) > 20 or not -LARGEST <= int(text) <= LARGEST:
+        raise ValueError("a whole number is beyond 64 bits")
     return int(text)
 
 
@@ -196,10 +210,21 @@ def _no_number(name: str) -> Any:
     raise ValueError(f"{name} is no JSON")
 
 
-def _depth(value: Any) -> int:
-    if isinstance(value, dict):
-        value = list(value.values())
-    return 1 + max(map(_depth, value), default=0) if isinstance(value, list) else 0
+def _check_names(value: Any, length: int) -> None:
+    """Raise for fields that no table could hold, which would keep all others waiting."""
+    if length > LONGEST_NAME:
+        raise Refusal(400, "the body is nested too deeply, or has too long names")
+    if isinstance(value, list):
+        for each in value:
+            _check_names(each, length + 6)
+    elif isinstance(value, dict):
+        names = [_NAMING.normalize_identifier(name) if name else "" for name in value]
+        if taken := {"", *_RESERVED}.intersection(names):
+            raise Refusal(400, f"a field may not be called {taken.pop()!r}")
+        if len(set(names)) < len(names):
+            raise Refusal(400, f"fields have the same name in snake case: {', '.join(value)[:200]}")
+        for name, each in value.items():
+            _check_names(each, length + len(name) + 2)
 
 
 def _identified(
@@ -222,9 +247,8 @@ def _identified(
 def _check_required(events: Sequence[dict[str, Any]], spec: WebhookTable) -> None:
     """Fields that the contract requires. Nested ones are checked when they are loaded."""
     required = {*spec.primary_key, *spec.contract.required} - {EVENT_ID, RECEIVED_AT}
-    naming = NamingConvention()
     for i, event in enumerate(events):
-        given = {naming.normalize_identifier(k) for k, v in event.items() if v is not None and k}
+        given = {_NAMING.normalize_identifier(k) for k, v in event.items() if v is not None}
         if gone := sorted(name for name in required if "__" not in name and name not in given):
             raise Refusal(422, f"event {i} lacks {', '.join(gone)}")
 

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from tempfile import TemporaryFile
 from typing import IO, Any
 
@@ -22,8 +23,8 @@ from tarn.ingestion.declarations import Declared
 from tarn.ingestion.declarations.delta_sharing import SharingTable
 from tarn.ingestion.landed import Landed
 from tarn.ingestion.masking import secrets_in
-from tarn.ingestion.sources import BATCH_ROWS, Extract, Source, column_names
-from tarn.ingestion.types import exact_cast
+from tarn.ingestion.sources import BATCH_ROWS, Extract, Offered, Source, column_names
+from tarn.ingestion.types import exact_cast, landing, shown
 from tarn.settings import Settings
 
 _RETRIES = 4
@@ -60,18 +61,58 @@ class DeltaSharing(Source):
         reading = _Reading(self.client, shared, version, landed)
         return Extract(reading.open, is_changed=True, transaction=(mark, version))
 
+    def check(self) -> list[str]:
+        shared = self._shared()
+        shares = sorted({table.share for table in shared})
+        return [
+            f"{self.profile.endpoint}: {len(shared)} tables in {', '.join(shares) or 'no'} shares"
+        ]
+
+    def offered(self) -> list[Offered]:
+        """All tables of all shares."""
+        shared = self._shared()
+        names = [table.name for table in shared]
+        return [self._offer(table, is_alone=names.count(table.name) == 1) for table in shared]
+
+    def _offer(self, shared: SharedTable, is_alone: bool) -> Offered:
+        with self._told(self.where, str(shared.name)):
+            metadata = self.client.query_table_metadata(shared).metadata
+        schema = pa.schema(Schema.from_json(metadata.schema_string).to_arrow())
+        names = column_names(schema.names, shared.name)
+        (name,) = column_names([shared.name if is_alone else f"{shared.schema}_{shared.name}"], "")
+        spec = {"share": shared.share, "schema": shared.schema, "table": shared.name}
+        if name == shared.name:
+            del spec["table"]
+        columns = {
+            column: shown(landing(field, shared.name))
+            for column, field in zip(names, schema, strict=True)
+        }
+        return Offered(name, {**spec, "write": "replace"}, columns, metadata.description or "")
+
+    def _shared(self) -> list[SharedTable]:
+        with self._told(self.where, "its shares"):
+            shares = self.client.list_shares().shares
+            return [
+                table for share in shares for table in self.client.list_all_tables(share).tables
+            ]
+
     def _version(self, shared: SharedTable, table: str) -> int:
-        address = self.profile.endpoint
-        try:
+        name = f"{shared.share}.{shared.schema}.{shared.name}"
+        with self._told(self.declared.file.where("tables", table), name):
             return int(self.client.query_table_version(shared).delta_table_version)
+
+    @contextmanager
+    def _told(self, where: str, asked_for: str) -> Iterator[None]:
+        """What goes wrong in asking the server, in words."""
+        try:
+            yield
         except HTTPError as error:
             code = error.response.status_code if error.response is not None else "?"
-            where = self.declared.file.where("tables", table)
-            what = f"the share answers {code} for {shared.share}.{shared.schema}.{shared.name}"
+            what = f"the share answers {code} for {asked_for}"
             raise TarnError(what, where, "check names and the profile's token") from error
         except ConnectionError as error:
             fix = "check that the server runs and the profile's endpoint is right"
-            raise TarnError(f"cannot reach {address}", self.where, fix) from error
+            raise TarnError(f"cannot reach {self.profile.endpoint}", self.where, fix) from error
 
 
 class _Reading:

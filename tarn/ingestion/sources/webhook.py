@@ -1,6 +1,7 @@
 """Events that `tarn collect` accepted and that wait in the lake."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -8,6 +9,7 @@ import dlt
 import duckdb
 from dlt.extract import DltSource
 
+from tarn.errors import TarnError
 from tarn.ingestion.declarations import Declared
 from tarn.ingestion.declarations.base import Table
 from tarn.ingestion.declarations.webhook import EVENT_ID, RECEIVED_AT, WebhookSystem, WebhookTable
@@ -15,6 +17,7 @@ from tarn.ingestion.landed import Landed
 from tarn.ingestion.masking import secrets_in
 from tarn.ingestion.sources import Extract, Source
 from tarn.ingestion.spool import Spool, named_at
+from tarn.ingestion.unfinished import is_unfinished
 from tarn.settings import Settings
 from tarn.storage.duck import quoted
 from tarn.storage.lake import Lake
@@ -40,7 +43,10 @@ class Webhook(Source):
         }
 
     def extract(self, table: str, landed: Landed) -> Extract | None:
-        spool = Spool(landed.desk.lake, self.declared.name, table)
+        self._check_not_again(table, landed)
+        # The desk's may be an empty one to try things out in.
+        lake = replace(Lake.open(self.home), is_rehearsal=landed.desk.lake.is_rehearsal)
+        spool = Spool(lake, self.declared.name, table)
         segments = spool.segments()
         if not segments:
             return None
@@ -66,6 +72,16 @@ class Webhook(Source):
             f" {len(spool.segments()):,} segments wait for a load"
             for spool in spools
         ]
+
+    def _check_not_again(self, table: str, landed: Landed) -> None:
+        """Events that are in the lake are nowhere else."""
+        lake = landed.desk.lake
+        if landed.is_anew and landed.kept and not is_unfinished(lake, landed.name):
+            raise TarnError(
+                "events come once, so there is nothing to read again",
+                f"{landed.name} ({self.declared.file.where('tables', table)})",
+                "nothing was written; load without --full-refresh or --backfill",
+            )
 
     def _redelivered(self, table: str, segments: Sequence[str]) -> str:
         """A sender may repeat what it names at any time; what we named only comes twice if a load
