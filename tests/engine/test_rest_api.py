@@ -5,7 +5,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from email.utils import format_datetime
 from threading import Event
 from typing import Any
@@ -550,6 +550,7 @@ def test_moments_can_stand_in_a_body_and_numbers_stay_numbers(project: Project) 
 
 def test_just_before_steps_back_from_what_may_be_shared() -> None:
     assert just_before("2017-01-01T02:00:00+02:00") == datetime(2016, 12, 31, 23, 59, 59)
+    assert just_before("2017-01-01") == date(2016, 12, 31)
     assert just_before("abc") == "abc"
     assert just_before(7) == 6
     assert moment(datetime(2017, 1, 1, 5), "date") == "2017-01-01"

@@ -48,6 +48,7 @@ from tarn.ingestion.sources.rest_offer import (
 from tarn.ingestion.sources.rest_pages import Listing, Page, Pages
 from tarn.settings import Settings
 
+_DAY = re.compile(r"\d{4}-\d\d-\d\d")
 _TIMES: Mapping[str, int] = {"epoch_seconds": 1, "epoch_milliseconds": 1000}
 
 
@@ -314,13 +315,15 @@ def _filled(value: Any, marks: Mapping[str, Any]) -> Any:
 
 def _order(value: Any) -> Any:
     """By which cursors are compared: moments may be written differently."""
-    if isinstance(value, str):
-        try:
-            value = datetime.fromisoformat(value)
-        except ValueError:
-            return value
-        return value.astimezone(UTC).replace(tzinfo=None) if value.tzinfo else value
-    return value
+    if not isinstance(value, str):
+        return value
+    try:
+        if _DAY.fullmatch(value):
+            return date.fromisoformat(value)
+        value = datetime.fromisoformat(value)
+    except ValueError:
+        return value
+    return value.astimezone(UTC).replace(tzinfo=None) if value.tzinfo else value
 
 
 def just_before(since: Any) -> Any:
