@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from tarn.errors import TarnError
 from tarn.ingestion.declarations.base import Table
 from tarn.ingestion.drift import Change, DriftError, Kind
+from tarn.ingestion.landed import DELETED, DELETED_AT
 from tarn.ingestion.types import exact_cast, plain, shown
 from tarn.strict_yaml import YamlFile
 
@@ -86,6 +87,7 @@ class Sieve:
         if not broken:
             return Sifted(result, batch.slice(0, 0), ())
         rejected = reduce(pc.or_, [mask for mask, _ in broken])
+        rejected = pc.and_not(rejected, _is_deletion(batch))
         positions = pc.indices_nonzero(rejected).to_pylist()
         lists = [(set(pc.indices_nonzero(mask).to_pylist()), reasons) for mask, reasons in broken]
         told = ["; ".join(why(i) for at, why in lists if i in at) for i in positions]
@@ -174,6 +176,15 @@ class Sieve:
             except duckdb.Error as error:
                 what = " ".join(str(error).partition("\n\nLINE")[0].split())
                 raise TarnError(f"rule {rule!r}: {what}", self.terms.where("rules", i)) from error
+
+
+def _is_deletion(batch: pa.RecordBatch) -> pa.Array:
+    """Rows that say that one is gone: they need no values, and may not be kept out."""
+    if DELETED in batch.schema.names:
+        return batch.column(DELETED)
+    if DELETED_AT in batch.schema.names:
+        return pc.is_valid(batch.column(DELETED_AT))
+    return pa.repeat(pa.scalar(False), batch.num_rows)
 
 
 class _Reason:

@@ -20,6 +20,10 @@ from tarn.storage.lake import Lake
 LOAD_ID = "_load_id"
 LOADED_AT = "_loaded_at"
 SOURCE_FILE = "_source_file"
+DELETED = "_deleted"
+"""Marks rows of a load that are there to delete one; never in the lake."""
+DELETED_AT = "_deleted_at"
+"""When the source deleted a row that the lake keeps; UTC."""
 PLACE = "_place"
 """Where a delivered row stands in its source: `orders.csv:17`. Only the quarantine keeps it."""
 _LOG_PRECISION = timedelta(milliseconds=1)

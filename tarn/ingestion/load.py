@@ -76,7 +76,8 @@ def load_table(
         _check_may_limit(landed, terms, options.dry_run)
     if options.backfill:
         return _backfill(load, source, terms, landed, task)
-    is_anew = bool(options.full_refresh or options.limit or is_unfinished(load.desk.lake, name))
+    is_anew = options.full_refresh or (bool(options.limit) and not options.dry_run)
+    is_anew = is_anew or is_unfinished(load.desk.lake, name)
     return _load(load, source, terms, replace(landed, is_anew=is_anew), task)
 
 
@@ -95,10 +96,34 @@ def _backfill(load: Load, source: Source, terms: Terms, landed: Landed, task: Ta
 
 
 def _load(load: Load, source: Source, terms: Terms, landed: Landed, task: Task) -> list[Loaded]:
+    """All that the source gives, in as many parts as it is given."""
     table = terms.name.partition(".")[2]
-    extract = source.extract(table, landed.for_source)
-    if extract is None:
-        return [Loaded(table, Counts())]
+    loaded: list[Loaded] = []
+    while extract := source.extract(table, landed.for_source):
+        loaded += _load_part(load, terms, extract, landed, task)
+        if not extract.is_more:
+            break
+        landed = landed.again()
+    return _together(loaded) or [Loaded(table, Counts())]
+
+
+def _together(parts: Sequence[Loaded]) -> list[Loaded]:
+    """The parts of each table as one."""
+    tables: dict[str, Loaded] = {}
+    for part in parts:
+        before = tables.setdefault(part.table, part)
+        if before is not part:
+            both = zip(vars(before.counts).values(), vars(part.counts).values(), strict=True)
+            notes = dict.fromkeys((*before.notes, *part.notes))
+            counts = Counts(*map(sum, both))
+            changes = (*before.changes, *part.changes)
+            tables[part.table] = replace(part, counts=counts, notes=tuple(notes), changes=changes)
+    return list(tables.values())
+
+
+def _load_part(
+    load: Load, terms: Terms, extract: Extract, landed: Landed, task: Task
+) -> list[Loaded]:
     if landed.span:
         # Of the files or the version that were read, only a part is wanted.
         told_apart = "true" if terms.keys or extract.is_objects else None
@@ -338,7 +363,8 @@ def _mode(intake: Intake) -> dict[str, Any]:
     if files:
         return {"mode": "replace_where", "where": any_of([SOURCE_FILE], [[file] for file in files])}
     if intake.terms.spec.write == "merge":
-        return {"mode": "merge", "keys": intake.terms.keys}
+        deleted = intake.extract.deleted
+        return {"mode": "merge", "keys": intake.terms.keys, "deleted": deleted}
     return {"mode": intake.terms.spec.write}
 
 

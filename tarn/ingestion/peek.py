@@ -125,7 +125,10 @@ def peek(wanted: Declared, home: Settings) -> Iterator[Peek]:
     quiet_dlt()
     wanted = wanted.resolved(home)
     source = source_class(wanted.system.kind)(wanted, home)
-    with TemporaryDirectory() as made, closing(_desk(Lake(f"{made}/lake"), made)) as nothing:
+    with (
+        TemporaryDirectory() as made,
+        closing(_desk(Lake(f"{made}/lake", is_rehearsal=True), made)) as nothing,
+    ):
         is_begun = "://" in home.lake or Path(home.lake).is_dir()
         lake = _desk(Lake.open(home), made) if is_begun else None
         try:

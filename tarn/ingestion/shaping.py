@@ -10,13 +10,14 @@ import pyarrow as pa
 
 from tarn.ingestion.contract import Shape, Terms, by_chance
 from tarn.ingestion.drift import Change, DriftError, Kind, Noticed, Verdict, dropped_before
-from tarn.ingestion.landed import PLACE, SOURCE_FILE, Landed
+from tarn.ingestion.landed import DELETED, DELETED_AT, PLACE, SOURCE_FILE, Landed
 from tarn.ingestion.renames import SAME_PLACE, Rename, likely_renames
 from tarn.ingestion.types import landing, named, shown
 from tarn.storage.types import loses_nothing
 from tarn.strict_yaml import nearest
 
-_OURS = (PLACE, SOURCE_FILE)
+_OURS = (PLACE, SOURCE_FILE, DELETED, DELETED_AT)
+"""Columns that Tarn itself delivers: no contract concerns them."""
 _DLT = "_dlt_"
 _NESTED = "__"
 _MEND = "ask the owner of the source, or mend the declaration"
@@ -97,10 +98,10 @@ class _Talks:
         renames = self._renames(nested)
         self._named(renames)
         for name in self.arrival.schema.names:
-            if name == SOURCE_FILE:
-                self.fields.append(self.arrival.schema.field(name))
-            elif name == PLACE:
+            if name == PLACE:
                 continue
+            if name in _OURS:
+                self.fields.append(self.arrival.schema.field(name))
             elif self.table is not None and name in self.table.names:
                 self._meet(self.table.field(name), self.targets[name])
             elif (target := self.targets[name]) is not None:

@@ -63,6 +63,7 @@ def _running(binaries: Path, folder: Path) -> Iterator[int]:
     for path in (folder, data, secret):
         _give_away(path)
     settings = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
+    settings += " -c wal_level=logical"
     initdb: list[str | Path] = [
         binaries / "initdb",
         "-D",

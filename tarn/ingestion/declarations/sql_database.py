@@ -1,8 +1,8 @@
 """Tables of a database."""
 
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from tarn.ingestion.declarations.base import Name, System, Table
 
@@ -11,6 +11,8 @@ Pattern: TypeAlias = Annotated[str, Field(pattern=r"^[^.]+(\.[^.]+)?$")]
 
 
 class SqlTable(Table):
+    model_config = ConfigDict(json_schema_extra={"type": ["object", "null"]})
+
     table: str | None = None
     """Name of the table or view in the database, if it differs from the key."""
     db_schema: str | None = Field(None, alias="schema")
@@ -25,10 +27,19 @@ class SqlTable(Table):
     1h, 2d, 1w, or a number where the cursor counts. What has not changed is not written again.
     Left out: nothing, but 1h for a cursor that was not declared."""
 
+    deletes: Literal["hard", "soft"] = "hard"
+    """With mode: cdc, a row that the source deletes is deleted from the lake too (hard), or kept
+    as it was with the time in `_deleted_at` (soft)."""
+
     @property
     def is_open(self) -> bool:
         """Whether the database is to say how the table is written."""
         return "write" not in self.model_fields_set
+
+    @model_validator(mode="before")
+    @classmethod
+    def _may_say_nothing(cls, data: Any) -> Any:
+        return {} if data is None else data
 
     @model_validator(mode="after")
     def _write_fits(self) -> "SqlTable":
@@ -46,6 +57,9 @@ class SqlSystem(System):
     connection: str
     """Database address: postgresql://user:password@host/database, mysql://…, sqlite:///path, or
     any other that SQLAlchemy knows."""
+    mode: Literal["query", "cdc"] = "query"
+    """Tables are asked for what is new (query), or followed by the database's log (cdc, PostgreSQL
+    only): each insert, update and delete, without asking the tables."""
     include: tuple[Pattern, ...] = ()
     """Tables and views to load beside those under `tables`, by pattern: `*` for all of the
     connection's own schema, `sales.*`, `*.*` for all schemas. Names are in snake case in the
@@ -61,4 +75,16 @@ class SqlSystem(System):
             raise ValueError("name tables under tables:, or patterns of them under include:")
         if self.exclude and not self.include:
             raise ValueError("exclude leaves out what include finds; there is no include")
+        return self
+
+    @model_validator(mode="after")
+    def _mode_fits(self) -> "SqlSystem":
+        for name, table in self.tables.items():
+            if self.mode == "query" and "deletes" in table.model_fields_set:
+                raise ValueError(f"tables.{name}.deletes needs mode: cdc")
+            is_asked = table.cursor or table.overlap is not None
+            if self.mode == "cdc" and (is_asked or not (table.is_open or table.write == "merge")):
+                raise ValueError(
+                    f"mode: cdc needs write: merge and no cursor or overlap (tables.{name})"
+                )
         return self

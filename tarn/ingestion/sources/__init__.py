@@ -67,6 +67,12 @@ class Extract:
     """What is to be told of the reading; complete when all has been read."""
     remember: Callable[[str], None] = lambda load_id: None
     """To be called with the load's name when the rows are in the lake."""
+    superseded: Callable[[], int] = lambda: 0
+    """How many rows were read beside those given, as later ones took their place."""
+    deleted: str | None = None
+    """Boolean column, not kept: a merge deletes the row of a key for which it is true."""
+    is_more: bool = False
+    """There is more to load when these rows are in the lake."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +105,10 @@ class Source(Protocol):
 
     def extract(self, table: str, landed: Landed) -> Extract | None:
         """What a table gives beyond what has landed; None if the source has not changed."""
+
+    def close(self) -> None:
+        """Every table has been loaded, or has failed."""
+        return None
 
     def check(self) -> list[str]:
         """What the system can and cannot do, a line each; raises TarnError if it is not there."""

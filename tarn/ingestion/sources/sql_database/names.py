@@ -7,9 +7,9 @@ from hashlib import md5
 
 from dlt.common.normalizers.naming.snake_case import NamingConvention
 
-from tarn.ingestion.landed import LOAD_ID, LOADED_AT, SOURCE_FILE
+from tarn.ingestion.landed import DELETED, DELETED_AT, LOAD_ID, LOADED_AT, SOURCE_FILE
 
-_TAKEN = (LOAD_ID, LOADED_AT, SOURCE_FILE)
+_TAKEN = (LOAD_ID, LOADED_AT, SOURCE_FILE, DELETED, DELETED_AT)
 
 
 def lake_names(names: Sequence[str]) -> list[str]:

@@ -50,6 +50,9 @@ _FAST, _AS_TEXT, _AS_JSON = range(3)
 
 
 class PostgresReading(Reading):
+    session: tuple[str, ...] = ()
+    """Statements to run before the query."""
+
     def __init__(self, wish: Wish) -> None:
         super().__init__(wish)
         self.mode = _FAST
@@ -94,7 +97,7 @@ class PostgresReading(Reading):
             adbc_driver_postgresql.connect(address) as database,
             adbc_driver_manager.AdbcConnection(database) as connection,
         ):
-            for setting in _SESSION:
+            for setting in (*_SESSION, *self.session):
                 with adbc_driver_manager.AdbcStatement(connection) as statement:
                     statement.set_sql_query(setting)
                     statement.execute_update()
