@@ -193,3 +193,51 @@ def test_a_release_holds_what_is_in_the_lake(lake: Path) -> None:
     for name, pin in release["tables"].items():
         rows = pl.scan_delta(str(lake / name.replace(".", "/")), version=pin["version"])
         assert rows.select(pl.len()).collect().item() == pin["rows"], name
+
+
+def test_trending_hashtags_have_their_category_s_sales(
+    lake: Path, source: duckdb.DuckDBPyConnection
+) -> None:
+    found = table(lake, "marts.fct_trending_hashtags").collect()
+    assert len(found) == 3_360
+    source.register("hashtags", found.to_arrow())
+    wrong = answer(
+        source,
+        f"""
+        with days as (
+            select product_category, {LOCAL}::date as sold_date,
+                sum(sales_value::decimal(12, 2)) as sales
+            from transactions inner join products using (product_id) group by all
+        )
+        select hashtag, trend_date from hashtags left join days using (product_category)
+        group by all having any_value(sales_amount)
+            != coalesce(sum(sales) filter (sold_date = trend_date), 0)
+            or abs(any_value(usual_sales_amount) - sum(sales) filter (
+                sold_date between trend_date - 28 and trend_date - 1) / 28) > 0.006
+        """,
+    )
+    assert wrong == []
+
+
+def test_opened_mails_are_answered_as_coupons_were_redeemed(
+    lake: Path, source: duckdb.DuckDBPyConnection
+) -> None:
+    found = table(lake, "marts.fct_email_opens").collect()
+    assert len(found) == 2_478
+    source.register("opens", found.to_arrow())
+    wrong = answer(
+        source,
+        """
+        select open_id from opens left join coupon_redemptions as redeemed
+            on redeemed.household_id = opens.household_id
+            and redeemed.campaign_id = opens.campaign_id
+            and redeemed.redemption_date >= opens.opened_date
+        group by all having any_value(coupon_count) != count(redeemed.coupon_upc)
+            or any_value(first_visit_date) is distinct from min(redemption_date)::date
+            or any_value(is_answered) != (count(redeemed.coupon_upc) > 0)
+            or any_value(days_to_visit) is distinct from min(redemption_date)::date
+                - any_value(opened_date)
+        """,
+    )
+    assert wrong == []
+    assert found["is_answered"].any()

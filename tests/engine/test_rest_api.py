@@ -4,7 +4,8 @@ what is said of it, what the lake then holds, and that the next load heals it.""
 import json
 import re
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, date, datetime
 from email.utils import format_datetime
 from threading import Event
 from typing import Any
@@ -514,7 +515,8 @@ def test_a_backfill_asks_for_its_span(project: Project, feed: tuple[Feed, str]) 
     project.load()
     server.asked.clear()
     ingest(["web"], options=Options(backfill=Span.read("2017-01-02..2017-01-03")))
-    sent = server.asked[0].params
+    # What is new comes first.
+    sent = server.asked[-1].params
     assert (sent["since"], sent["until"]) == ("2017-01-01", "2017-01-04")
     assert _ids(project) == [1, 2, 3, 4, 5, 6]
 
@@ -548,6 +550,7 @@ def test_moments_can_stand_in_a_body_and_numbers_stay_numbers(project: Project) 
 
 def test_just_before_steps_back_from_what_may_be_shared() -> None:
     assert just_before("2017-01-01T02:00:00+02:00") == datetime(2016, 12, 31, 23, 59, 59)
+    assert just_before("2017-01-01") == date(2016, 12, 31)
     assert just_before("abc") == "abc"
     assert just_before(7) == 6
     assert moment(datetime(2017, 1, 1, 5), "date") == "2017-01-01"
@@ -608,6 +611,7 @@ OPENAPI = {
         },
         "/orders/{id}": {"get": {}},
         "/secret": {"get": {}},
+        "/health": {"get": {}},
     },
 }
 
@@ -631,6 +635,8 @@ def test_tables_are_offered_from_an_openapi_document_and_first_pages(project: Pr
             return _json(OPENAPI)
         if request.path == "/secret":
             return 403, {}, b"no"
+        if request.path == "/health":
+            return _json({"status": "ok"})
         return _json({"items": orders, "total": 90})
 
     with serving(answer) as address:
@@ -667,6 +673,17 @@ def test_tables_are_offered_from_an_openapi_document_and_first_pages(project: Pr
         "buyer__name": "text",
     }
     assert "answered 403" in offered["secret"].description
+
+
+def test_an_api_without_document_cannot_say_what_it_has(project: Project) -> None:
+    with serving(lambda request: (404, {}, b"")) as address:
+        _declare(project, address, "  x: {write: append, endpoint: {path: x}}")
+        source = _source(project)
+        assert [each.name for each in source.offered()] == ["x"]
+        undeclared = source.declared.system.model_copy(update={"tables": {}})
+        source.declared = replace(source.declared, system=undeclared)
+        with pytest.raises(TarnError, match="has no OpenAPI document that names its endpoints"):
+            source.offered()
 
 
 @pytest.mark.parametrize(

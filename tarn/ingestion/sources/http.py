@@ -32,9 +32,11 @@ _LONGEST_WAIT_SECONDS = 60.0
 _TOO_MANY = 429
 _HARMLESS = {"accept", "accept-encoding", "connection", "content-type", "host", "user-agent"}
 _FIXES = {
+    400: "check path and parameters",
     401: "check the credentials",
     403: "ask the owner for access",
     404: "check the path",
+    422: "check path and parameters",
     429: "load less often, or ask the owner for more requests",
 }
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
+from urllib.parse import urlsplit
 
 from dlt.extract import DltSource
 from dlt.sources.helpers.rest_client.detector import single_entity_path
@@ -47,6 +48,7 @@ from tarn.ingestion.sources.rest_offer import (
 from tarn.ingestion.sources.rest_pages import Listing, Page, Pages
 from tarn.settings import Settings
 
+_DAY = re.compile(r"\d{4}-\d\d-\d\d")
 _TIMES: Mapping[str, int] = {"epoch_seconds": 1, "epoch_milliseconds": 1000}
 
 
@@ -74,12 +76,20 @@ class RestApi(Source):
         return [self._checked(table, spec) for table, spec in self._specs().items()]
 
     def offered(self) -> list[Offered]:
-        """What an OpenAPI document of the API names, or the endpoints that are declared."""
-        document = self._get_document()
-        paths = operations(document) if document else {}
+        """What an OpenAPI document of the API names, or the endpoints that are declared. What
+        answers with no list is no table."""
+        paths = self._documented() or {spec.endpoint.path: {} for spec in self._specs().values()}
         if not paths:
-            paths = {spec.endpoint.path: {} for spec in self._specs().values()}
-        return [self._suggested(path, operation) for path, operation in paths.items()]
+            raise TarnError(
+                f"{self.connection.base_url} has no OpenAPI document that names its endpoints",
+                self.declared.file.where("connection"),
+                "name them under tables:",
+            )
+        return [
+            offer
+            for path, operation in paths.items()
+            if (offer := self._suggested(path, operation)) is not None
+        ]
 
     def _checked(self, table: str, spec: RestTable) -> str:
         try:
@@ -116,22 +126,35 @@ class RestApi(Source):
         ]
         return "incremental: the API ignores it" if early else "incremental: works"
 
-    def _suggested(self, path: str, operation: Mapping[str, Any]) -> Offered:
+    def _suggested(self, path: str, operation: Mapping[str, Any]) -> Offered | None:
         name = table_name(path)
-        table = RestTable(
-            write="replace", endpoint=Endpoint.model_validate({"path": path.lstrip("/")})
-        )
+        endpoint = Endpoint.model_validate({"path": path.lstrip("/")})
         try:
-            page = self._first_page({name: table}, name)
+            page = self._first_page({name: RestTable(write="replace", endpoint=endpoint)}, name)
         except Exception as failure:
-            told = http_failure(failure, path) or failure
-            return unread(name, table.endpoint.path, message(told, self.secrets))
-        return suggested(name, table.endpoint.path, operation, page)
+            told = http_failure(failure, path)
+            return unread(name, endpoint.path, message(told, self.secrets)) if told else None
+        return suggested(name, endpoint.path, operation, page)
 
-    def _get_document(self) -> dict[str, Any] | None:
-        request = Request("GET", f"{self.connection.base_url.rstrip('/')}/openapi.json")
+    def _documented(self) -> dict[str, Mapping[str, Any]]:
+        """What GET says of each path below base_url; the document may be there or at the root."""
+        base = self.connection.base_url.rstrip("/")
+        prefix = urlsplit(base).path
+        for start in dict.fromkeys([base, base.removesuffix(prefix)]):
+            document = self._document(f"{start}/openapi.json")
+            if document:
+                found = operations(document)
+                below = prefix if start != base else ""
+                return {
+                    path.removeprefix(below): told
+                    for path, told in found.items()
+                    if path.startswith(below)
+                }
+        return {}
+
+    def _document(self, address: str) -> dict[str, Any] | None:
         try:
-            answer = self.session.send(request.prepare()).json()
+            answer = self.session.send(Request("GET", address).prepare()).json()
         except (RequestException, TarnError):
             return None
         return answer if isinstance(answer, dict) and "paths" in answer else None
@@ -292,13 +315,15 @@ def _filled(value: Any, marks: Mapping[str, Any]) -> Any:
 
 def _order(value: Any) -> Any:
     """By which cursors are compared: moments may be written differently."""
-    if isinstance(value, str):
-        try:
-            value = datetime.fromisoformat(value)
-        except ValueError:
-            return value
-        return value.astimezone(UTC).replace(tzinfo=None) if value.tzinfo else value
-    return value
+    if not isinstance(value, str):
+        return value
+    try:
+        if _DAY.fullmatch(value):
+            return date.fromisoformat(value)
+        value = datetime.fromisoformat(value)
+    except ValueError:
+        return value
+    return value.astimezone(UTC).replace(tzinfo=None) if value.tzinfo else value
 
 
 def just_before(since: Any) -> Any:
