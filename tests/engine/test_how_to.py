@@ -19,6 +19,7 @@ BLOCK = re.compile(
         ("add-a-source", "lake/raw_weather/measurements"),
         ("catalogue-media", "lake/quarantine_photos/files"),
         ("read-another-lake", "lake/raw_partner/stock"),
+        ("read-a-share", "lake/raw_panel/household_demographics"),
         ("receive-webhooks", "lake/quarantine_shop/orders"),
         ("load-an-api", "lake/raw_social/hashtags"),
         ("add-a-model", "lake/marts/fct_store_days"),
