@@ -14,14 +14,15 @@ from datetime import UTC, datetime
 from math import ceil
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import parse_qsl
 
-from fastapi import Depends, FastAPI, Form, HTTPException, Query
+from fastapi import Depends, FastAPI, HTTPException, Query, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from demo import source
 from demo.source import report
 
-CLIENT_ID = "lakehouse"
+CLIENT_ID, GRANT = "lakehouse", "client_credentials"
 TOKEN_SECONDS = 300
 PAGE_SIZE, MAX_PAGE_SIZE = 250, 1000
 
@@ -126,14 +127,12 @@ class _Tokens:
         self.secret = secret
         self.expiries: dict[str, float] = {}
 
-    async def give(
-        self,
-        grant_type: Annotated[str, Form()],
-        client_id: Annotated[str, Form()],
-        client_secret: Annotated[str, Form()],
-    ) -> dict[str, Any]:
-        is_known = secrets.compare_digest(client_secret.encode(), self.secret.encode())
-        if grant_type != "client_credentials" or client_id != CLIENT_ID or not is_known:
+    async def give(self, request: Request) -> dict[str, Any]:
+        form = dict(parse_qsl((await request.body()).decode()))
+        sent = form.get("client_secret", "").encode()
+        is_known = secrets.compare_digest(sent, self.secret.encode())
+        is_client = (form.get("grant_type"), form.get("client_id")) == (GRANT, CLIENT_ID)
+        if not (is_client and is_known):
             raise HTTPException(401, "invalid_client")
         token = secrets.token_urlsafe(16)
         self.expiries[token] = time.monotonic() + TOKEN_SECONDS

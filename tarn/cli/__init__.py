@@ -14,6 +14,8 @@ import click
 
 from tarn.cli.collect import collect
 from tarn.cli.console import CONSOLE, lake, say
+from tarn.cli.drift import drift
+from tarn.cli.quarantine import quarantine
 from tarn.cli.releases import find, release, tables
 from tarn.cli.sources import init, relink, source
 from tarn.cli.storage import maintain, storage
@@ -101,7 +103,7 @@ def query(sql: str | None, layout: str) -> NoReturn:
     os.execve(duckdb, command, {**settings().variables, **keys})
 
 
-for verb in (collect, init, maintain, release, source, storage, tables):
+for verb in (collect, drift, init, maintain, quarantine, release, source, storage, tables):
     cli.add_command(verb)
 
 

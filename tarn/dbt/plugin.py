@@ -21,7 +21,7 @@ from deltalake import DeltaTable
 
 from tarn.dbt import views
 from tarn.dbt.descriptions import Turns, describe
-from tarn.dbt.graph import tables_read
+from tarn.dbt.graph import sources_of, tables_read
 from tarn.dbt.inputs import digest, fingerprint
 from tarn.dbt.publication import Build, publish
 from tarn.errors import TarnError
@@ -29,6 +29,7 @@ from tarn.settings import FROM_RELEASE, settings
 from tarn.storage import releases
 from tarn.storage.datafiles import data_files, unnoticed
 from tarn.storage.disk import disk_failure
+from tarn.storage.drift import blocked_tables
 from tarn.storage.duck import (
     Renewal,
     identifier,
@@ -63,6 +64,8 @@ class Plugin(BasePlugin):
         self._turns = Turns()
         self._batches: dict[str, threading.Lock] = {}
         self._marks: dict[str, dict[str, str]] = {}
+        self._blocked: frozenset[str] = frozenset()
+        self._kept: dict[str, set[str]] = {}
         self._before: Release | None = None
         self._rebuilt: Release | None = None
 
@@ -74,6 +77,7 @@ class Plugin(BasePlugin):
     def configure_connection(self, conn: duckdb.DuckDBPyConnection) -> None:
         prepare(conn, self._lake)
         self._before = releases.current(self._lake)
+        self._blocked = blocked_tables(self._lake)
         if number := settings().variables.get(FROM_RELEASE):
             self._rebuilt = releases.read(self._lake, int(number))
             for name, pin in self._rebuilt.tables.items():
@@ -140,6 +144,9 @@ class Plugin(BasePlugin):
 
         self._marks[name] = request["properties"]
         request["properties"].update(self._lineage(name, request))
+        if blocks := self._blocks(name, request):
+            self._kept[name] = blocks
+            return None
         if self._is_unchanged(name, request):
             del self._marks[name]
             self._written[name] = Written(self._pinned[name], 0)
@@ -171,6 +178,13 @@ class Plugin(BasePlugin):
             made_of = fingerprint(self._cursor.own, request["sql"], versions, self._views, shape)
             told |= {MADE_OF: made_of} if made_of else {}
         return told
+
+    def _blocks(self, name: str, request: dict[str, Any]) -> set[str]:
+        """Source tables that wait for somebody to look at their drift. What is made of them stays
+        as it is: of old rows of these and new rows of others it would agree with neither."""
+        if self._rebuilt or name not in self._pinned or not request.get("released", True):
+            return set()
+        return sources_of(request["graph"], [request["properties"]["tarn.model"]]) & self._blocked
 
     def _is_unchanged(self, name: str, request: dict[str, Any]) -> bool:
         """Whether the table's rows came of the same query over the same versions of its sources."""
@@ -215,7 +229,7 @@ class Plugin(BasePlugin):
             del self._views[name]
 
     def _publish(self, _: str, request: dict[str, Any]) -> str:
-        build = Build(self._pinned, self._written, self._before, self._rebuilt)
+        build = Build(self._pinned, self._written, self._before, self._rebuilt, self._kept)
         return publish(self._lake, request, build)
 
     def _measure_tables(self, _: str, request: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """What a finished dbt run publishes: nothing unless every node of a `dbt build` is green."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Set
+from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any
 
@@ -28,6 +28,8 @@ class Build:
     """The current release when it began."""
     rebuilt: Release | None = None
     """The release whose raw tables and snapshots it read, instead of the latest."""
+    kept: Mapping[str, Set[str]] = field(default_factory=dict)
+    """Tables left as they are, and the source tables whose drift blocks them."""
 
 
 def publish(lake: Lake, run: Mapping[str, Any], build: Build) -> str:
@@ -53,10 +55,18 @@ def publish(lake: Lake, run: Mapping[str, Any], build: Build) -> str:
     if upon is not None and release.number == upon.number:
         # Whoever published it may have been killed before the catalog showed it.
         catalog.ensure(lake)
-        return f"Nothing changed: release {release.number} stays."
+        return f"Nothing changed: release {release.number} stays.{_kept(build)}"
     catalog.build(lake, release)
     new = [name for name, pin in tables.items() if not upon or upon.tables.get(name) != pin]
-    return f"Release {release.number}: {len(new)} tables new, {len(tables)} in all."
+    return f"Release {release.number}: {len(new)} tables new, {len(tables)} in all.{_kept(build)}"
+
+
+def _kept(build: Build) -> str:
+    """What stays as it was before, and why."""
+    if not build.kept:
+        return ""
+    blocks = ", ".join(sorted(set().union(*build.kept.values())))
+    return f" Kept as before: {', '.join(sorted(build.kept))}; drift blocks {blocks} (tarn drift)."
 
 
 def _upon(lake: Lake, before: Release | None) -> Release | None:

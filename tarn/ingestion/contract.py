@@ -10,13 +10,13 @@ import pyarrow.compute as pc
 
 from tarn.errors import TarnError
 from tarn.ingestion.declarations.base import Table
-from tarn.ingestion.landed import PLACE, SOURCE_FILE
-from tarn.ingestion.types import exact_cast, landing, named, plain, shown
-from tarn.storage.types import loses_nothing
-from tarn.strict_yaml import YamlFile, nearest
+from tarn.ingestion.drift import Change, DriftError, Kind
+from tarn.ingestion.types import exact_cast, plain, shown
+from tarn.strict_yaml import YamlFile
 
 FLIP_ROWS = 10
 """From so many rows on, a column without one value of its type is not dirt but another column."""
+_CHANCE, _CHANCE_ROWS = 0.01, 3
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,12 @@ class Shape:
     """Columns to write, in order."""
     widened: Mapping[str, pa.DataType]
     """Columns of the table that need a wider type first."""
-    notes: tuple[str, ...]
-    """Drift that was let in."""
+    changes: tuple[Change, ...]
+    """Drift that is let in."""
+    delivered: Mapping[str, str]
+    """The source's columns in its order and spelling, by name in the lake."""
+    known: frozenset[str]
+    """Columns that the table has already."""
 
 
 @dataclass(frozen=True)
@@ -57,92 +61,6 @@ class Sifted:
     good: pa.RecordBatch
     bad: pa.RecordBatch
     reasons: Sequence[str]
-
-
-def shape(
-    incoming: pa.Schema, types: Mapping[str, pa.DataType], table: pa.Schema | None, terms: Terms
-) -> Shape:
-    """Decide on columns and types; raises TarnError that names all that do not fit."""
-    _check_names(incoming, table, terms)
-    talks = _Talks(terms)
-    for field in incoming:
-        if field.name == PLACE:
-            continue
-        target = _target(field, types, terms)
-        if field.name == SOURCE_FILE:
-            talks.fields.append(field)
-        elif table is not None and field.name in table.names:
-            talks.meet(table.field(field.name), target)
-        elif target is not None:
-            talks.add(pa.field(field.name, target), table is None)
-    talks.miss([field for field in (table or ()) if field.name not in incoming.names])
-    return talks.end()
-
-
-class _Talks:
-    """What the columns come to, one by one."""
-
-    def __init__(self, terms: Terms) -> None:
-        self.terms, self.contract = terms, terms.spec.contract
-        self.fields: list[pa.Field] = []
-        self.widened: dict[str, pa.DataType] = {}
-        self.problems: list[str] = []
-        self.notes: list[str] = []
-
-    def add(self, field: pa.Field, table_is_new: bool) -> None:
-        """A column the table lacks."""
-        what = f"new column {field.name} ({shown(field.type)})"
-        if table_is_new or self.contract.columns == "evolve":
-            self.fields.append(field)
-        elif self.contract.columns == "freeze":
-            self.problems.append(what)
-        if not table_is_new:
-            left_out = " left out" if self.contract.columns == "discard" else ""
-            self.notes.append(what + left_out)
-
-    def meet(self, known: pa.Field, target: pa.DataType | None) -> None:
-        """A column the table has, delivered as `target`."""
-        change = f"{known.name} from {shown(known.type)} to {target and shown(target)}"
-        if target is None or self._fits(target, known.type):
-            self.fields.append(pa.field(known.name, known.type))
-        elif self.contract.types == "widen" and self._widens(known.type, target):
-            self.fields.append(pa.field(known.name, target))
-            self.widened[known.name] = target
-            self.notes.append(f"widened column {change}")
-        else:
-            self.problems.append(f"changed column {change}")
-
-    def miss(self, fields: Sequence[pa.Field]) -> None:
-        """Columns of the table that are not delivered. A replaced table keeps them, all null."""
-        if self.terms.spec.write == "replace":
-            self.fields += fields
-        if self.terms.is_objects:
-            return
-        gone = [f"column {field.name} is no longer delivered" for field in fields]
-        if self.contract.columns == "freeze":
-            self.problems += gone
-        self.notes += gone
-
-    def end(self) -> Shape:
-        if self.problems:
-            raise TarnError(
-                "; ".join(self.problems),
-                self.terms.where("contract"),
-                "nothing was written; change the contract or declare the type under columns:,"
-                " or delete the table to load it anew",
-            )
-        return Shape(pa.schema(self.fields), self.widened, tuple(self.notes))
-
-    def _fits(self, target: pa.DataType, known: pa.DataType) -> bool:
-        return loses_nothing(target, known) or self._is_whole_for_fraction(target, known)
-
-    def _widens(self, known: pa.DataType, target: pa.DataType) -> bool:
-        return loses_nothing(known, target) or self._is_whole_for_fraction(known, target)
-
-    def _is_whole_for_fraction(self, source: pa.DataType, target: pa.DataType) -> bool:
-        """JSON writes 2.0 as 2. Each value is checked when it is cast."""
-        numbers = pa.types.is_integer(source) and pa.types.is_floating(target)
-        return numbers and self.terms.is_objects
 
 
 class Sieve:
@@ -175,17 +93,34 @@ class Sieve:
 
     def check_flips(self) -> None:
         """Raise when a column never came in its type: that is a change, not a few bad rows."""
-        flipped = [
-            f"column {name} has no value that is {shown(self.shape.schema.field(name).type)}"
+        kinds = {field.name: shown(field.type) for field in self.shape.schema}
+        flipped = {
+            name: f"column {name} has no value that is {kinds[name]}"
             for name, bad in self._bad.items()
             if bad >= FLIP_ROWS and bad == self.rows - self._nulls[name]
+        }
+        self._refuse("retyped", flipped, "columns", "declare the type it has now under columns:")
+        emptied = {
+            name: f"column {name}, which is required, has no value in {self.rows:,} rows"
+            for name in self.required
+            if name in self.nulled() and self.rows >= FLIP_ROWS
+        }
+        fix = "ask the owner of the source, or take it out of required:"
+        self._refuse("nulled", emptied, "contract", fix)
+
+    def nulled(self) -> list[str]:
+        """Columns of the table that came without one value."""
+        known = (name for name in self._nulls if name in self.shape.known)
+        return [name for name in known if self.rows and self._nulls[name] == self.rows]
+
+    def _refuse(self, kind: Kind, told: Mapping[str, str], key: str, fix: str) -> None:
+        changes = [
+            Change(name, kind, shown(self.shape.schema.field(name).type), None, "blocked", what)
+            for name, what in told.items()
         ]
-        if flipped:
-            raise TarnError(
-                "; ".join(flipped),
-                self.terms.where("columns"),
-                "nothing was written; declare the type it has now under columns:",
-            )
+        if changes:
+            where, what = self.terms.where(key), "; ".join(told.values())
+            raise DriftError(what, where, f"nothing was written; {fix}", changes)
 
     def close(self) -> None:
         self._session.close()
@@ -264,37 +199,6 @@ class _NotA(_Reason):
         return f"{self.field.name}: {value} is not {shown(self.field.type)}"
 
 
-def _check_names(incoming: pa.Schema, table: pa.Schema | None, terms: Terms) -> None:
-    """Each column a declaration names must be there."""
-    spec = terms.spec
-    named_in: dict[str, Sequence[str]] = {
-        "primary_key": spec.primary_key,
-        "cursor": (spec.cursor,) if spec.cursor else (),
-        "partition_by": spec.partition_by,
-        "required": spec.contract.required,
-    }
-    for key, names in named_in.items():
-        at = ("contract", key) if key == "required" else (key,)
-        _check_delivered(names, incoming.names, terms.where(*at), key)
-    known = [*incoming.names, *(table.names if table else ())]
-    if not terms.is_objects or table is None:
-        _check_delivered(list(spec.columns), known, terms.where("columns"), "columns")
-
-
-def _check_delivered(names: Sequence[str], known: Sequence[str], where: str, key: str) -> None:
-    for name in names:
-        if name not in known:
-            what = f"column {name!r}, declared under {key}, is not delivered{nearest(name, known)}"
-            raise TarnError(what, where, "nothing was written")
-
-
-def _target(field: pa.Field, types: Mapping[str, pa.DataType], terms: Terms) -> pa.DataType | None:
-    """The type a column is meant to have; None when all its values are null and nobody says."""
-    if declared := terms.spec.columns.get(field.name):
-        return named(declared)
-    if field.name in types:
-        return types[field.name]
-    if pa.types.is_null(field.type):
-        return None
-    kind = field.type.storage_type if isinstance(field.type, pa.BaseExtensionType) else field.type
-    return landing(pa.field(field.name, kind), terms.name)
+def by_chance(rows: int, share_of_nulls: float = 0.0) -> bool:
+    """Whether so many rows may all lack a value that so large a share of others lack."""
+    return rows < _CHANCE_ROWS or share_of_nulls**rows > _CHANCE

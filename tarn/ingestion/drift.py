@@ -84,6 +84,7 @@ class DriftError(TarnError):
     def __init__(self, what: str, where: str, fix: str, changes: Sequence[Change]) -> None:
         super().__init__(what, where, fix)
         self.changes = tuple(changes)
+        self.is_noted = False
 
 
 def record(
@@ -133,6 +134,12 @@ def open_blocks(lake: Lake) -> list[Noticed]:
     blocked = [each for each in noticed(lake) if each.verdict == "blocked"]
     mended = _last_successes(lake) if blocked else {}
     return [each for each in blocked if _is_open(each, mended)]
+
+
+def dropped_before(rows: Sequence[Noticed]) -> set[str]:
+    """Of one table's drift: the columns that were let go and have not come back."""
+    last = {each.column: each for each in rows if each.verdict != "blocked"}
+    return {name for name, each in last.items() if name and each.change == "dropped"}
 
 
 def _lasting(rows: Sequence[Noticed], desk: Desk) -> list[Noticed]:

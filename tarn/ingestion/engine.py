@@ -16,6 +16,7 @@ import dlt
 from rich.console import Console
 
 from tarn.errors import TarnError
+from tarn.ingestion.alerts import alert
 from tarn.ingestion.declarations import FOLDER, Declared, declared
 from tarn.ingestion.intake import Load
 from tarn.ingestion.landed import Desk
@@ -24,6 +25,7 @@ from tarn.ingestion.load import Loaded, load_table
 from tarn.ingestion.masking import causes, message
 from tarn.ingestion.options import EVERYTHING, Options
 from tarn.ingestion.quarantine import take_in_left
+from tarn.ingestion.replay import finish_left
 from tarn.ingestion.sources import Source
 from tarn.ingestion.sources.http import http_failure
 from tarn.ingestion.workspace import alone, workspace
@@ -126,10 +128,11 @@ class _Run:
         with alone(self.home.work_dir, wanted.name):
             began = perf_counter()
             folder = self.folder / wanted.name
-            load = Load(self.desk, new_load_id(), now(), folder, self.options)
+            load = Load(self.desk, new_load_id(), now(), folder, wanted.name, self.options)
             load.folder.mkdir()
             tables, error = self._tables(load, wanted, kind)
             record(self.desk, load.load_id, tables)
+            alert(self.home, tables)
             seconds = perf_counter() - began
             return LoadResult(wanted.name, load.load_id, tuple(tables), seconds, error)
 
@@ -140,6 +143,7 @@ class _Run:
         try:
             if not self.options.dry_run:
                 take_in_left(self.desk, wanted.name, load.transaction)
+                finish_left(self.desk, wanted.name)
             wanted = wanted.resolved(self.home)
             source = kind(wanted, self.home)
             names = _tables(wanted.name, list(source.tables), self.options)
@@ -218,6 +222,7 @@ def source_class(kind: str) -> Kind:
 
 def _result(loaded: Loaded, system: str, began: datetime) -> TableLoad:
     status: Status = "loaded" if loaded.counts.moved else "unchanged"
+    notes = (*(change.told for change in loaded.changes), *loaded.notes)
     return TableLoad(
         system,
         loaded.table,
@@ -225,8 +230,10 @@ def _result(loaded: Loaded, system: str, began: datetime) -> TableLoad:
         loaded.counts,
         began,
         now(),
-        notes=loaded.notes,
+        notes=notes,
         columns=loaded.columns,
+        delivered=loaded.delivered,
+        changes=loaded.changes,
     )
 
 

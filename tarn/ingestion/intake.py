@@ -8,23 +8,28 @@ Rows are asked for from the highest cursor on, itself included: another row may 
 same cursor after the last load. So the boundary comes twice, and is told by its content.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 
 import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from tarn.errors import TarnError
-from tarn.ingestion.contract import Shape, Sieve, Terms, shape
+from tarn.ingestion.contract import Shape, Sieve, Terms, by_chance
+from tarn.ingestion.drift import Change, DriftError, Noticed, noticed, record
 from tarn.ingestion.landed import LOAD_ID, LOADED_AT, SOURCE_FILE, Desk, Landed
-from tarn.ingestion.ledger import Counts
+from tarn.ingestion.ledger import Counts, delivered
 from tarn.ingestion.options import EVERYTHING, Options
 from tarn.ingestion.quarantine import Quarantine
+from tarn.ingestion.shaping import Arrival, Before, shape
 from tarn.ingestion.sources import BATCH_ROWS, Extract, Rejected
+from tarn.ingestion.types import shown
 from tarn.progress import Task
 from tarn.storage.duck import quoted
 
@@ -43,7 +48,20 @@ class Load:
     """When the load began; UTC without zone."""
     folder: Path
     """For what does not outlive the load."""
+    system: str
     options: Options = EVERYTHING
+    notes_drift: bool = True
+    """Whether what comes tells of the source as it is now."""
+
+    @cached_property
+    def delivered(self) -> Mapping[str, Mapping[str, str]]:
+        """What each table's source delivered last."""
+        return delivered(self.desk, self.system)
+
+    @cached_property
+    def noticed(self) -> list[Noticed]:
+        """The drift of all tables so far."""
+        return noticed(self.desk.lake, self.system)
 
     @property
     def transaction(self) -> tuple[str, int]:
@@ -67,8 +85,12 @@ class Intake:
         """What was done beside adding rows."""
         self.keys: list[pa.RecordBatch] = []
         """Of a span, the keys that were delivered."""
+        self.sieve: Sieve | None = None
+        self.changes: list[Change] = []
+        """Drift that is new."""
+        self.renamed: dict[str, str] = {}
         self.quarantine = self._new_quarantine()
-        self._passed = 0
+        self._passed = self._rows_before = 0
         self._open = ExitStack()
 
     def open(self) -> pa.RecordBatchReader | None:
@@ -83,9 +105,16 @@ class Intake:
         if first is None:
             self.quarantine.hold()
             return None
-        self.shape = shape(first.schema, self.extract.types, self.landed.schema, self.terms)
+        ahead = [first]
+        while not ahead[-1].num_rows and (following := next(batches, None)) is not None:
+            ahead.append(following)
+        self.shape = shape(self._arrival(ahead), self._before, self.terms)
+        self._notice(self.shape.changes)
+        # Asked now, as the lake cannot be while rows stream into it.
+        self._rows_before = self.landed.rows if self.terms.spec.write == "replace" else 0
         sieve = self._open.enter_context(closing(Sieve(self.shape, self.terms)))
-        sifted = self._sifted(sieve, chain([first], batches))
+        self.sieve = sieve
+        sifted = self._sifted(sieve, chain(ahead, batches))
         reader = pa.RecordBatchReader.from_batches(self._sifted_schema(), sifted)
         if self._needs_position or self._is_compared:
             reader = self._told_apart(reader)
@@ -106,14 +135,64 @@ class Intake:
 
     def settle(self, written: int) -> None:
         """Rows were written: let the others into quarantine, and account for each that was read."""
+        self._notice(self._nulled())
         counts = self.counts
         counts.accepted = written
-        counts.quarantined = self.quarantine.commit(self.load.transaction, bool(written))
+        has_moved = bool(written) or self.extract.is_changed
+        counts.quarantined = self.quarantine.commit(self.load.transaction, has_moved)
         counts.deduplicated += self.quarantine.count - counts.quarantined
         if counts.read != counts.accepted + counts.quarantined + counts.deduplicated:
             raise TarnError(
                 f"rows do not add up: {counts}", self.terms.name, "report this as a bug"
             )
+
+    def refused(self, error: DriftError) -> None:
+        """Note what was not let in, of this table and not of the one it hangs on."""
+        if not error.is_noted:
+            self._notice(error.changes)
+            error.is_noted = True
+
+    def _notice(self, changes: Iterable[Change]) -> None:
+        table = self.terms.name.partition(".")[2]
+        load = self.load
+        if not load.notes_drift:
+            return
+        self.changes += record(load.desk, load.load_id, load.system, table, changes)
+
+    def _nulled(self) -> list[Change]:
+        """Columns that have no value any more, which can be no chance."""
+        if self.sieve is None or self.landed.table is None:
+            return []
+        rows = self.sieve.rows
+        return [
+            Change(
+                name, "nulled", shown(field.type), None, "accepted", f"column {name} is all null"
+            )
+            for name in self.sieve.nulled()
+            for field in [self.sieve.shape.schema.field(name)]
+            if not by_chance(rows, self.landed.share_of_nulls(name))
+        ]
+
+    def _arrival(self, ahead: Sequence[pa.RecordBatch]) -> Arrival:
+        extract = self.extract
+        lake_name = {new: old for old, new in self.renamed.items()}
+        spelt = {lake_name.get(name, name): said for name, said in extract.spelt.items()}
+        types = {lake_name.get(name, name): kind for name, kind in extract.types.items()}
+        schema, sample = ahead[0].schema, ahead[-1]
+        return Arrival(schema, types, sample, spelt, extract.rows, extract.lists, self.renamed)
+
+    @property
+    def _before(self) -> Before:
+        table = self.terms.name.partition(".")[2]
+        seen = [each for each in self.load.noticed if each.table == table]
+        return Before(self.landed, self.load.delivered.get(table, {}), seen)
+
+    def _in_lake_names(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """Renamed columns by the names they have in the lake; where files of before and after
+        come together, each row has one of both."""
+        renamed = self.terms.spec.contract.renamed
+        self.renamed |= {old: new for new, old in renamed.items() if new in batch.schema.names}
+        return in_lake_names(batch, renamed)
 
     @property
     def _at(self) -> datetime:
@@ -144,7 +223,7 @@ class Intake:
                 batches = item.to_batches() if isinstance(item, pa.Table) else [item]
                 if isinstance(item, pa.Table) and not batches:
                     batches = [pa.RecordBatch.from_pylist([], schema=item.schema)]
-                yield from batches
+                yield from map(self._in_lake_names, batches)
         except Exception as failure:
             self.failure = failure
             raise
@@ -196,6 +275,18 @@ class Intake:
             rows += batch.num_rows
             yield batch
         self.counts.deduplicated += self._passed - rows
+        self._check_shrink(rows)
+
+    def _check_shrink(self, rows: int) -> None:
+        """Raise before a replace that loses too much; nothing at all is another matter."""
+        before, most = self._rows_before, self.terms.spec.contract.max_shrink
+        if not 0 < rows < before * (1 - float(most.removesuffix("%")) / 100):
+            return
+        lost = f"the source has {rows:,} rows and the table {before:,}, a loss of more than {most}"
+        change = Change(None, "shrunk", f"{before} rows", f"{rows} rows", "blocked", lost)
+        fix = "nothing was written; if it is meant, raise contract: {max_shrink: …}"
+        self.failure = DriftError(lost, self.terms.where("contract"), fix, [change])
+        raise self.failure
 
     def _told_apart(self, reader: pa.RecordBatchReader) -> pa.RecordBatchReader:
         connection = self._open.enter_context(self.load.desk.session())
@@ -249,13 +340,33 @@ class Intake:
         for i, name in enumerate(columns):
             if name not in self.landed.schema.names or name in self.shape.widened:
                 value = chosen[i] if name in self.shape.widened else "null"
-                kind = _sql_type(self.shape.schema.field(name).type)
+                kind = sql_type(self.shape.schema.field(name).type)
                 chosen[i] = f"cast({value} as {kind}) as {chosen[i]}"
         rows = f"({self.landed.select}) where {self.extract.redelivered}"
         return f"select {', '.join(chosen)} from {rows}"
 
 
-def _sql_type(kind: pa.DataType) -> str:
+def in_lake_names(batch: pa.RecordBatch, renamed: Mapping[str, str]) -> pa.RecordBatch:
+    """The batch with renamed columns (new name to old) by their names in the lake."""
+    for new, old in renamed.items():
+        if new in batch.schema.names:
+            batch = _joined(batch, new, old)
+    return batch
+
+
+def _joined(batch: pa.RecordBatch, new: str, old: str) -> pa.RecordBatch:
+    column = batch.column(new)
+    if old in batch.schema.names:
+        kept = batch.column(old)
+        if kept.type != column.type:
+            kept, column = pc.cast(kept, pa.string()), pc.cast(column, pa.string())
+        column = pc.coalesce(column, kept)
+        batch = batch.drop_columns([old])
+    at = batch.schema.get_field_index(new)
+    return batch.set_column(at, pa.field(old, column.type), column)
+
+
+def sql_type(kind: pa.DataType) -> str:
     """DuckDB's name of an Arrow type."""
     with duckdb.connect() as connection:
         connection.register("example", pa.schema([("value", kind)]).empty_table())

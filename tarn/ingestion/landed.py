@@ -126,7 +126,7 @@ class Landed:
         """No row was loaded later than this, by the clock of its load; UTC without zone."""
         if self.kept is None or LOADED_AT not in self.kept.schema().to_arrow().names:
             return None
-        files = pa.table(self.kept.get_add_actions(flatten=True))
+        files = self._files
         latest = f"max.{LOADED_AT}"
         if latest in files.column_names and not files[latest].null_count:
             # The log cuts instants to milliseconds.
@@ -141,10 +141,30 @@ class Landed:
             return None
         return self._fetch(f"select max({quoted(column)}) from ({self.select})")
 
+    def nulls(self, column: str) -> int:
+        """Rows that have no value in a column."""
+        files = self._files
+        counts = f"null_count.{column}"
+        if counts in files.column_names and not files[counts].null_count:
+            return int(pc.sum(files[counts]).as_py() or 0)
+        name = quoted(column)
+        return int(self._fetch(f"select count(*) - count({name}) from ({self.select})"))
+
+    def share_of_nulls(self, column: str) -> float:
+        """How likely a row has no value in a column, by the rows there are: never 0, and 1 if
+        there are none."""
+        return (self.nulls(column) + 1) / (self.rows + 2) if self.rows else 1.0
+
     def from_on(self, column: str, value: Any) -> str:
         """Condition on the rows whose `column` is `value`, higher, or unknown."""
         name = quoted(column)
         return f"({name} >= {duckdb.ConstantExpression(value)} or {name} is null)"
+
+    @cached_property
+    def _files(self) -> pa.Table:
+        """What the log tells of each file."""
+        assert self.kept is not None
+        return pa.table(self.kept.get_add_actions(flatten=True))
 
     def _fetch(self, sql: str) -> Any:
         with self.desk.session() as connection:

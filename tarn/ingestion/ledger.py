@@ -1,17 +1,21 @@
 """What loads leave behind beside the rows: `tarn.loads`, their history, and `tarn.files`, the
 files that have been loaded, by content."""
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from threading import Lock
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import pyarrow as pa
 
 from tarn.ingestion.landed import Desk
 from tarn.storage.duck import select_from
 from tarn.storage.writer import write
+
+if TYPE_CHECKING:
+    from tarn.ingestion.drift import Change
 
 LOADS = "tarn.loads"
 FILES = "tarn.files"
@@ -20,7 +24,7 @@ CHECK_AGAIN = timedelta(hours=1)
 every minute does not fill the lake."""
 _ONE_AT_A_TIME = Lock()
 
-Status = Literal["loaded", "unchanged", "failed"]
+Status = Literal["loaded", "unchanged", "failed", "replayed"]
 _TEXT, _COUNT, _INSTANT = pa.string(), pa.int64(), pa.timestamp("us")
 _LOADS = pa.schema(
     {
@@ -35,6 +39,7 @@ _LOADS = pa.schema(
         "started_at": _INSTANT,
         "finished_at": _INSTANT,
         "error": _TEXT,
+        "delivered": _TEXT,
     }
 )
 _FILES = pa.schema(
@@ -80,9 +85,13 @@ class TableLoad:
     error: str | None = None
     """What went wrong, where, and what to do. Without secrets."""
     notes: tuple[str, ...] = field(default=())
-    """Drift that was let in, column by column."""
+    """What is worth telling: new drift, what was done beside adding rows, what the source says."""
     columns: Mapping[str, str] = field(default_factory=dict)
     """Types by name, in YAML's words; empty if nothing was read."""
+    delivered: Mapping[str, str] = field(default_factory=dict)
+    """The source's columns in its order and spelling, by name in the lake."""
+    changes: tuple["Change", ...] = field(default=())
+    """Drift that is new: noted, and to be told."""
 
     @property
     def seconds(self) -> float:
@@ -140,6 +149,20 @@ def remembered(desk: Desk, system: str, table: str) -> Mapping[str, LoadedFile]:
     return {row[0]: LoadedFile(*row) for row in rows}
 
 
+def delivered(desk: Desk, system: str) -> Mapping[str, Mapping[str, str]]:
+    """What the source of each table of a system delivered last, as in `TableLoad`."""
+    known = desk.lake.table(LOADS)
+    if known is None or "delivered" not in known.schema().to_arrow().names:
+        return {}
+    sql = f"""
+        select table_name, arg_max(delivered, finished_at) from ({select_from(known)})
+        where system = ? and delivered is not null group by all
+    """
+    with desk.session() as connection:
+        rows = connection.execute(sql, [system]).fetchall()
+    return {table: json.loads(text) for table, text in rows}
+
+
 def _checked_lately(desk: Desk) -> set[tuple[str, str]]:
     """Tables whose last load is told of already. After a failure it matters that one succeeds."""
     known = desk.lake.table(LOADS)
@@ -166,4 +189,5 @@ def _load_row(load_id: str, table: TableLoad) -> dict[str, object]:
         "started_at": table.started_at,
         "finished_at": table.finished_at,
         "error": table.error,
+        "delivered": json.dumps(table.delivered) if table.delivered else None,
     }

@@ -26,7 +26,8 @@ from dlt.extract import DltResource, DltSource
 from tarn.errors import TarnError
 from tarn.ingestion.contract import Terms
 from tarn.ingestion.declarations import Declared
-from tarn.ingestion.declarations.base import Table
+from tarn.ingestion.declarations.base import Contract, Table
+from tarn.ingestion.drift import Change, DriftError
 from tarn.ingestion.intake import Intake, Load
 from tarn.ingestion.landed import SOURCE_FILE, Landed
 from tarn.ingestion.ledger import Counts
@@ -55,8 +56,12 @@ class Loaded:
     table: str
     counts: Counts
     notes: tuple[str, ...] = ()
+    """What was done beside adding rows, and what the source tells."""
     columns: Mapping[str, str] = field(default_factory=dict)
     """Types by name, in YAML's words; empty if nothing was read."""
+    changes: tuple[Change, ...] = ()
+    """Drift that is new."""
+    delivered: Mapping[str, str] = field(default_factory=dict)
 
 
 def load_table(
@@ -106,7 +111,7 @@ def _load(load: Load, source: Source, terms: Terms, landed: Landed, task: Task) 
     if extract.is_objects:
         loaded = _load_objects(load, terms, extract, landed, task)
     else:
-        loaded = [_load_rows(load, terms, _limited(extract, load), landed, task)]
+        loaded = [load_rows(load, terms, _limited(extract, load), landed, task)]
     if any(each.counts.moved for each in loaded) or extract.is_changed:
         extract.remember(load.load_id)
     if landed.is_anew and not load.options.limit:
@@ -150,7 +155,7 @@ def _check_may_limit(landed: Landed, terms: Terms, dry_run: bool) -> None:
     )
 
 
-def _load_rows(load: Load, terms: Terms, extract: Extract, landed: Landed, task: Task) -> Loaded:
+def load_rows(load: Load, terms: Terms, extract: Extract, landed: Landed, task: Task) -> Loaded:
     intake = Intake(load, terms, extract, landed, task)
     try:
         return _done(intake, _read_through(intake))
@@ -170,13 +175,14 @@ def _read_through(intake: Intake) -> int:
 def _done(intake: Intake, written: int) -> Loaded:
     intake.settle(written)
     table = intake.terms.name.partition(".")[2]
+    notes = (*intake.extract.notes, *intake.notes)
     if intake.shape is None:
-        return Loaded(table, intake.counts, tuple(intake.extract.notes))
+        return Loaded(table, intake.counts, notes)
     columns = {
         field.name: shown(field.type) for field in intake.shape.schema if field.name != SOURCE_FILE
     }
-    notes = (*intake.shape.notes, *intake.extract.notes, *intake.notes)
-    return Loaded(table, intake.counts, notes, columns)
+    changes = tuple(intake.changes)
+    return Loaded(table, intake.counts, notes, columns, changes, intake.shape.delivered)
 
 
 @contextmanager
@@ -188,10 +194,12 @@ def _telling(intake: Intake) -> Iterator[None]:
         failure = intake.failure or error
         ours = (each for each in causes(failure) if isinstance(each, TarnError | ReadAgainError))
         told = next(ours, failure)
-        if told is error:
+        if told is error and not isinstance(told, DriftError):
             raise
     else:
         return
+    if isinstance(told, DriftError):
+        intake.refused(told)
     raise told
 
 
@@ -366,7 +374,7 @@ def _is_same(intake: Intake, reader: pa.RecordBatchReader) -> bool:
         now = connection.execute(f"{total} incoming").fetchone()
         before = connection.execute(f"{total} ({landed.select})").fetchone()
     assert now is not None
-    if now != before or not now[0]:
+    if now != before:
         return False
     intake.counts.deduplicated += now[0]
     return True
@@ -415,10 +423,18 @@ def _load_objects(
         return [_nothing_came(load, terms, landed, extract)]
     if not tables:
         only = replace(extract, open=lambda: dlt.resource(rejected, name=table))
-        return [_load_rows(load, terms, only, landed, task)]
+        return [load_rows(load, terms, only, landed, task)]
     root, *children = tables
     keyed = replace(terms, keys=spec.primary_key or (ID,), is_objects=True)
-    rows = replace(extract, open=_resource(root, rejected), types=root.types, is_objects=False)
+    rows = replace(
+        extract,
+        open=_resource(root, rejected),
+        types=root.types,
+        spelt=root.spelt,
+        rows=root.rows(),
+        lists=[child.name.removeprefix(f"{table}__") for child in children],
+        is_objects=False,
+    )
     intake = Intake(load, keyed, _limited(rows, load), landed, task)
     try:
         with _telling(intake):
@@ -467,19 +483,24 @@ def _resource(
     return lambda: dlt.resource(chain(rejected, table.batches(condition)), name=table.name)
 
 
+def child_spec(contract: Contract) -> Table:
+    """How the children of rows with this contract are loaded."""
+    told = contract.model_copy(update={"required": (), "renamed": {}})
+    return Table(write="append").model_copy(update={"contract": told})
+
+
 def _load_child(parent: Intake, child: Unpacked, waiting: Path) -> Loaded:
     """The children of the rows that wait. Those of rows in quarantine go there too; those of rows
     that the lake has are there as well."""
     load, terms = parent.load, parent.terms
-    contract = terms.spec.contract.model_copy(update={"required": ()})
-    spec = Table(write="append", contract=contract)
+    spec = child_spec(terms.spec.contract)
     name = f"{terms.name.partition('.')[0]}.{child.name}"
     child_terms = replace(terms, name=name, spec=spec, keys=(ID,))
     wanted = f"{ROOT_ID} in (select {ID} from read_parquet({literal(str(waiting))}))"
     rejected = f"{ROOT_ID} in ({', '.join(map(literal, parent.quarantine.values(ID))) or 'null'})"
-    extract = Extract(_resource(child, condition=wanted), types=child.types)
+    extract = Extract(_resource(child, condition=wanted), types=child.types, rows=child.rows())
     landed = Landed(load.desk, name, is_anew=parent.landed.is_anew)
-    loaded = _load_rows(load, child_terms, extract, landed, parent.task)
+    loaded = load_rows(load, child_terms, extract, landed, parent.task)
     quarantine = Quarantine(load.desk, name, load.load_id, load.at)
     for batch in child.batches(rejected):
         reason = f"its row of {terms.name} is in quarantine"

@@ -16,6 +16,7 @@ from typing import Any
 import dlt
 import pyarrow as pa
 import pyarrow.parquet as pq
+from dlt.common.normalizers.naming.snake_case import NamingConvention
 from dlt.common.schema.typing import TTableSchema
 from dlt.extract import DltSource
 
@@ -27,6 +28,7 @@ from tarn.storage.duck import literal, quoted
 ID = "_dlt_id"
 ROOT_ID = "_dlt_root_id"
 _LOAD = "_dlt_load_id"
+_NAMING = NamingConvention()
 _NUMBERS = ("bigint", "double")
 
 
@@ -41,6 +43,8 @@ class Unpacked:
     types: Mapping[str, pa.DataType]
     """Types of columns that are delivered as text because their values were of several types."""
     desk: Desk
+    spelt: Mapping[str, str]
+    """Fields as they are spelt in the objects, by column."""
 
     def sql(self, condition: str = "true") -> str:
         """SQL of the rows for which a condition is true."""
@@ -75,8 +79,9 @@ def unpack(
     """
     resource = source.resources[table]
     rejected: list[Rejected] = []
+    spelt: dict[str, str] = {}
     resource.add_filter(lambda item: _is_object(item, rejected))
-    resource.add_map(_identify(is_keyed))
+    resource.add_map(_identify(is_keyed, spelt))
     resource.apply_hints(
         columns={name: {"data_type": "text"} for name, kind in types.items() if kind == "text"}
     )
@@ -85,7 +90,8 @@ def unpack(
     tables, files = _normalized(source, table, folder)
     family = [name for name in files if _root(tables, name) == table]
     return [
-        _unpacked(tables[name], files[name], desk) for name in sorted(family, key=len)
+        _unpacked(tables[name], files[name], desk, spelt if name == table else {})
+        for name in sorted(family, key=len)
     ], rejected
 
 
@@ -116,12 +122,16 @@ def _normalized(
     return pipeline.default_schema.tables, files
 
 
-def _identify(is_keyed: bool) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """Gives each object its `_dlt_id`."""
+def _identify(is_keyed: bool, spelt: dict[str, str]) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Gives each object its `_dlt_id`, and notes how its fields are spelt."""
+    met: set[str] = set()
     seen: Counter[str] = Counter()
     about = (PLACE, SOURCE_FILE) if is_keyed else (PLACE,)
 
     def identified(item: dict[str, Any]) -> dict[str, Any]:
+        for key in item.keys() - met:
+            met.add(key)
+            spelt[_NAMING.normalize_identifier(key)] = key
         told = {key: value for key, value in item.items() if key not in about}
         text = json.dumps(told, sort_keys=True, default=str)
         mark = hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
@@ -138,7 +148,9 @@ def _root(tables: Mapping[str, TTableSchema], name: str) -> str:
     return _root(tables, parent) if parent else name
 
 
-def _unpacked(table: TTableSchema, files: Sequence[str], desk: Desk) -> Unpacked:
+def _unpacked(
+    table: TTableSchema, files: Sequence[str], desk: Desk, spelt: Mapping[str, str]
+) -> Unpacked:
     """A column whose values came in several types is in several columns: `x`, `x__v_text` …"""
     variants: dict[str, list[tuple[str, str]]] = {}
     plain: dict[str, str] = {}
@@ -161,4 +173,4 @@ def _unpacked(table: TTableSchema, files: Sequence[str], desk: Desk) -> Unpacked
             columns[name] = f"coalesce({', '.join(f'cast({each} as varchar)' for each in names)})"
             types[name] = named(plain[name] if plain[name] != "bool" else "boolean")
         columns[name] += f" as {quoted(name)}"
-    return Unpacked(str(table["name"]), tuple(files), tuple(columns.values()), types, desk)
+    return Unpacked(str(table["name"]), tuple(files), tuple(columns.values()), types, desk, spelt)

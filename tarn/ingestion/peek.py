@@ -15,12 +15,14 @@ from typing import Any
 import pyarrow as pa
 from dlt.extract import DltSource
 
-from tarn.ingestion.contract import Sieve, Terms, shape
+from tarn.ingestion.contract import Sieve, Terms
 from tarn.ingestion.declarations import Declared
 from tarn.ingestion.declarations.base import Table
 from tarn.ingestion.engine import quiet_dlt, source_class
+from tarn.ingestion.intake import in_lake_names
 from tarn.ingestion.landed import PLACE, SOURCE_FILE, Desk, Landed
 from tarn.ingestion.objects import ID, unpack
+from tarn.ingestion.shaping import Arrival, Before, shape
 from tarn.ingestion.sources import Extract, ReadAgainError, Rejected, Source
 from tarn.settings import Settings
 from tarn.storage.lake import Lake
@@ -94,18 +96,27 @@ class Peek:
         table = terms.name.partition(".")[2]
         if not taken.batches:
             return Seen(table, pa.table({}), tuple(taken.rejected), True, ())
-        known = Landed(self.lake, terms.name).schema if self.lake else None
-        agreed = shape(taken.batches[0].schema, types, known, terms)
+        renamed = terms.spec.contract.renamed
+        batches = [in_lake_names(batch, renamed) for batch in taken.batches]
+        arrival = Arrival(batches[0].schema, types, batches[-1])
+        before = Before(Landed(self.lake or self.nothing, terms.name), {}, ())
+        agreed = shape(arrival, before, terms)
         good, rejected = [], list(taken.rejected)
         with closing(Sieve(agreed, terms)) as sieve:
-            for batch in taken.batches:
+            for batch in batches:
                 sifted = sieve.sift(batch)
                 good.append(sifted.good)
                 rejected += map(_rejected, sifted.bad.to_pylist(), sifted.reasons)
             if taken.is_all:
                 sieve.check_flips()
         rows = pa.Table.from_batches(good, agreed.schema)
-        return Seen(table, rows, tuple(rejected), taken.is_all, agreed.notes)
+        return Seen(
+            table,
+            rows,
+            tuple(rejected),
+            taken.is_all,
+            tuple(change.told for change in agreed.changes),
+        )
 
 
 @contextmanager

@@ -33,6 +33,10 @@ from tarn.storage.writer import write
 
 MOST_ROWS = 1_000_000
 """In one load of a table; beyond it the source has changed, and its rows are no longer dirt."""
+UNREAD = "-unread"
+"""End of the `_id` of what could not be parsed."""
+KIND = r"regexp_replace(_reason, '(\w+): .*? is not ', '\1 is not ', 'g')"
+"""SQL of the reason without the value that it names."""
 _DRAFT = ".draft"
 _POSITION = re.compile(r":\d+$")
 _NOTHING = f"""
@@ -115,7 +119,7 @@ class Quarantine:
     def commit(self, transaction: tuple[str, int], has_moved: bool) -> int:
         """Take the rows that are held into the table; how many of them were not there yet.
 
-        has_moved: the load has written other rows, so that those which came again are noted.
+        has_moved: there is something new in the load, so that what came again is noted.
         """
         if not self.rows:
             return 0
@@ -139,9 +143,10 @@ class Quarantine:
 
 def _exact(field: pa.Field) -> str:
     """SQL of a column that JSON does not bend: its numbers are binary fractions to most readers,
-    and know no infinity."""
+    and know no infinity. Text that is JSON stays the text it was."""
     name = quoted(field.name)
-    if pa.types.is_decimal(field.type):
+    kind = field.type.storage_type if isinstance(field.type, pa.BaseExtensionType) else field.type
+    if pa.types.is_decimal(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind):
         return f"cast({name} as varchar)"
     if pa.types.is_floating(field.type):
         return f"if(isfinite({name}), to_json({name}), to_json(cast({name} as varchar)))"
@@ -157,6 +162,28 @@ def take_in_left(desk: Desk, system: str, transaction: tuple[str, int]) -> None:
             obstore.delete(desk.lake.objects, file)
         else:
             _take_in(desk, f"raw_{system}.{table}", file, transaction, has_moved=True)
+
+
+def matching(reason: str) -> str:
+    """SQL: whether a row is kept for a reason that has this text in it, with or without values."""
+    text = literal(reason)
+    return f"(contains(_reason, {text}) or contains({KIND}, {text}))"
+
+
+def remove(desk: Desk, raw: str, ids: Sequence[str]) -> None:
+    """Take rows out."""
+    if ids:
+        gone = pa.table({"_id": pa.array(ids, _TEXT), "_gone": [True] * len(ids)})
+        properties = {"tarn.system": _system(raw)}
+        write(
+            desk.lake,
+            name_of(raw),
+            gone,
+            mode="merge",
+            keys=["_id"],
+            deleted="_gone",
+            properties=properties,
+        )
 
 
 def name_of(raw: str) -> str:
@@ -215,7 +242,8 @@ _IDENTIFIED = f"""
         select *, row_number() over (partition by _row, _origin) as nth from rejected
     )
     select _reason, $system as _system, _place, _row,
-        md5(_row || chr(0) || _origin || chr(0) || nth) as _id, $load_id as {LOAD_ID},
+        md5(_row || chr(0) || _origin || chr(0) || nth)
+            || if(_origin = '', '', '{UNREAD}') as _id, $load_id as {LOAD_ID},
         cast($at as timestamp) as {LOADED_AT}, cast($at as timestamp) as _first_seen,
         cast($at as timestamp) as _last_seen
     from counted

@@ -1,6 +1,8 @@
 """Column types: how YAML names them, how raw tables keep them, and casts that change no value."""
 
 import re
+from contextlib import suppress
+from decimal import Context, Decimal, InvalidOperation
 from typing import Any
 
 import duckdb
@@ -25,8 +27,12 @@ _TEXT_FORM = {
     pa.int64(): r"\s*[-+]?\d+\s*",
     pa.int32(): r"\s*[-+]?\d+\s*",
     pa.date32(): r"\s*\d{4}-\d{1,2}-\d{1,2}\s*",
+    pa.timestamp("us"): r".*\d.*",
 }
-"""What text must look like, where DuckDB's own cast would round or cut it."""
+"""What text must look like, where DuckDB's own cast would round or cut it, or take infinity."""
+_MOST_DIGITS = 38
+_WIDE = Context(prec=400)
+_BINARY_NOISE = Decimal("1e-14")
 _NOISE = 1e-9
 """Relative error of binary fractions: 0.1 + 0.2 is 0.3, but 0.125 is no amount of two digits."""
 
@@ -71,6 +77,10 @@ def exact_cast(column: pa.Array, target: pa.DataType) -> tuple[pa.Array, pa.Arra
         return column, None
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
+    if pa.types.is_string(column.type) and pa.types.is_decimal(target):
+        result = _decimals(column, target)
+        bad = pc.and_not(pc.is_null(result), pc.is_null(column))
+        return result, bad if pc.any(bad).as_py() else None
     try:
         result = _fast(column, target)
         # Of what Arrow casts to decimals it rounds only binary fractions.
@@ -119,6 +129,36 @@ def _slow(column: pa.Array, target: pa.DataType) -> pa.Array:
     return pc.cast(result["value"].combine_chunks(), target)
 
 
+def _decimals(column: pa.Array, target: pa.DataType) -> pa.Array:
+    """Text as decimals, null where it is none or has more digits. Arrow alone drops the digits
+    that are too many, on either side of the point, without a word."""
+    whole, fraction = target.precision - target.scale, target.scale
+    form = f"^[-+]?[0-9]{{0,{whole}}}([.][0-9]{{0,{fraction}}}0{{0,{_MOST_DIGITS - fraction}}})?$"
+    fits = pc.and_(
+        pc.match_substring_regex(column, form),
+        pc.less_equal(pc.binary_length(column), _MOST_DIGITS),
+    )
+    if pc.all(fits, min_count=0).as_py():
+        with suppress(pa.ArrowInvalid):
+            return pc.cast(column, target)
+    return pa.array([_decimal(value.as_py(), target) for value in column], target)
+
+
+def _decimal(text: str | None, target: pa.DataType) -> Decimal | None:
+    """One number; null if it is not exactly one of the type, but for what a binary fraction is
+    off: 0.30000000000000004 is 0.30."""
+    try:
+        number = Decimal((text or "").strip())
+        result = number.quantize(Decimal(1).scaleb(-target.scale), context=_WIDE)
+    except InvalidOperation:
+        return None
+    if result.adjusted() >= target.precision - target.scale and result:
+        return None
+    digits = len(number.as_tuple().digits)
+    is_binary = 15 < digits < 18 and abs(result - number) <= abs(number) * _BINARY_NOISE
+    return result if result == number or is_binary else None
+
+
 def _round_trip(column: pa.Array, target: pa.DataType) -> pa.Array:
     there = pc.cast(column, target, safe=False)
     same = pc.equal(pc.cast(there, column.type, safe=False), column)
@@ -136,9 +176,6 @@ def _rounded(column: pa.Array, result: pa.Array) -> pa.Array:
     """Where a decimal stands further from the original than binary fractions do anyway."""
     if pa.types.is_decimal(column.type):
         return pc.fill_null(pc.not_equal(result, column), False)
-    if pa.types.is_string(column.type):
-        # Arrow refuses text with too many digits and DuckDB rounds it: compare as numbers.
-        column = _slow(column, pa.float64())
     distance = pc.abs(pc.subtract(pc.cast(result, pa.float64()), column))
     allowed = pc.multiply(pc.max_element_wise(pc.abs(column), 1.0), _NOISE)
     return pc.fill_null(pc.greater(distance, allowed), False)

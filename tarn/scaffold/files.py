@@ -64,10 +64,22 @@ def _templates() -> Environment:
     return made
 
 
+class _Dumper(yaml.SafeDumper):
+    """Takes any kind of text, such as the names SQLAlchemy gives."""
+
+
+_Dumper.add_multi_representer(str, lambda dumper, text: dumper.represent_str(str(text)))
+
+
 def _yaml(value: Any) -> str:
     """A value in YAML, on one line; quotes are double."""
-    text = yaml.safe_dump(
-        value, default_flow_style=True, width=float("inf"), allow_unicode=True, sort_keys=False
+    text = yaml.dump(
+        value,
+        Dumper=_Dumper,
+        default_flow_style=True,
+        width=float("inf"),
+        allow_unicode=True,
+        sort_keys=False,
     )
     if text.startswith("'"):
         return json.dumps(value, ensure_ascii=False)

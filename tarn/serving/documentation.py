@@ -1,17 +1,10 @@
 """dbt's own documentation and column lineage as pages that open from disk and call nobody."""
 
-import logging
 import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from logging.handlers import BufferingHandler
 from pathlib import Path
 
 from tarn.errors import TarnError
 from tarn.settings import Settings, program
-
-log = logging.getLogger(__name__)
 
 _POLICY = (
     "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval' blob:; worker-src blob: data:;"
@@ -56,35 +49,17 @@ def write_lineage(target: Path, folder: Path) -> None:
 
     Colibri's command line asks a package index for its newest version; its library does not.
     """
-    from dbt_colibri.lineage_extractor.extractor import (  # type: ignore[import-untyped]
-        DbtColumnLineageExtractor,
-    )
+    # Here, as both take a second to import.
     from dbt_colibri.report.generator import (  # type: ignore[import-untyped]
         DbtColibriReportGenerator,
     )
 
-    with _one_warning("colibri", "column lineage is incomplete"):
-        manifest, columns = str(target / "manifest.json"), str(target / "catalog.json")
-        extractor = DbtColumnLineageExtractor(manifest, columns)
-        report = DbtColibriReportGenerator(extractor, disable_telemetry=True)
+    from tarn.serving.lineage import Lineage, one_warning
+
+    with one_warning("colibri", "column lineage is incomplete"):
+        report = DbtColibriReportGenerator(Lineage(target).extractor, disable_telemetry=True)
         report.generate_report(output_dir=str(folder))
     _write_sealed((folder / "index.html").read_text(encoding="utf-8"), folder)
-
-
-@contextmanager
-def _one_warning(library: str, what: str) -> Iterator[None]:
-    """Say once, with a count and an example, what a library says of each column."""
-    theirs, said = logging.getLogger(library), BufferingHandler(sys.maxsize)
-    said.setLevel(logging.WARNING)
-    theirs.propagate = False
-    theirs.addHandler(said)
-    try:
-        yield
-    finally:
-        theirs.removeHandler(said)
-        theirs.propagate = True
-    if said.buffer:
-        log.warning("%s, %d times: %s", what, len(said.buffer), said.buffer[0].getMessage())
 
 
 def _write_sealed(page: str, folder: Path) -> None:

@@ -22,9 +22,17 @@ ESCAPED = "p%40ss%2Fword"
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:
     """Address of an empty PostgreSQL server; `database` makes a database in it."""
-    binaries = _binaries()
-    if binaries is None:
+    if _binaries() is None:
         pytest.skip("no PostgreSQL server: install the package postgresql")
+    with postgres_server() as server:
+        yield server
+
+
+@contextmanager
+def postgres_server() -> Iterator[str]:
+    """Address of an empty PostgreSQL server, while it runs."""
+    binaries = _binaries()
+    assert binaries is not None
     with (
         TemporaryDirectory(prefix="tarn-postgres-") as folder,
         _running(binaries, Path(folder)) as port,

@@ -16,12 +16,15 @@ BLOCK = re.compile(
 @pytest.mark.parametrize(
     ("page", "made"),
     [
+        ("start-a-project", "shop/lake/marts/fct_baskets"),
         ("add-a-source", "lake/raw_weather/measurements"),
         ("catalogue-media", "lake/quarantine_photos/files"),
         ("read-another-lake", "lake/raw_partner/stock"),
         ("read-a-share", "lake/raw_panel/household_demographics"),
         ("receive-webhooks", "lake/quarantine_shop/orders"),
         ("load-an-api", "lake/raw_social/hashtags"),
+        ("load-a-database", "lake/raw_shop/orders"),
+        ("live-with-drift", "lake/quarantine_meters/readings"),
         ("add-a-model", "lake/marts/fct_store_days"),
         ("add-an-output", "site/dashboards/stores.html"),
         ("read-a-failing-test", "target/run_results.json"),

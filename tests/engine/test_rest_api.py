@@ -2,6 +2,7 @@
 what is said of it, what the lake then holds, and that the next load heals it."""
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from email.utils import format_datetime
@@ -9,12 +10,18 @@ from threading import Event
 from typing import Any
 
 import pytest
+import yaml
+from pydantic import TypeAdapter
 
 from tarn.errors import TarnError
 from tarn.ingestion.declarations import declare
+from tarn.ingestion.declarations import rest_api as spec
+from tarn.ingestion.engine import ingest
+from tarn.ingestion.options import Options, Span
 from tarn.ingestion.sources.http import Manners
 from tarn.ingestion.sources.rest_api import RestApi, just_before, moment
 from tarn.settings import settings
+from tests.engine.conftest import ROOT
 from tests.engine.ingesting import Project, Row, counts_of, project
 from tests.engine.upstreams import RESET, TOKEN, Answer, Door, Feed, Request, feed_row, serving
 
@@ -477,7 +484,7 @@ FORMS: dict[str, tuple[str, Row, Row]] = {
     "days": (
         "{start_param: s, end_param: e, end_value: z, format: date}",
         {"e": "z"},
-        {"s": "2017-01-04", "e": "z"},
+        {"s": "2017-01-05", "e": "z"},
     ),
     "german": ("{start_param: s, format: '%d.%m.%Y'}", {}, {"s": "05.01.2017"}),
 }
@@ -498,6 +505,18 @@ def test_moments_are_asked_for_in_the_api_s_own_form(
         for name, told in FORMS.items():
             sent = next(each.params for each in server.asked if each.path == f"/{name}")
             assert sent == told[turn]
+
+
+def test_a_backfill_asks_for_its_span(project: Project, feed: tuple[Feed, str]) -> None:
+    server, address = feed
+    ends = "{start_param: since, end_param: until, format: date}"
+    _declare(project, address, THINGS.replace("{start_param: since}", ends))
+    project.load()
+    server.asked.clear()
+    ingest(["web"], options=Options(backfill=Span.read("2017-01-02..2017-01-03")))
+    sent = server.asked[0].params
+    assert (sent["since"], sent["until"]) == ("2017-01-01", "2017-01-04")
+    assert _ids(project) == [1, 2, 3, 4, 5, 6]
 
 
 def test_moments_can_stand_in_a_body_and_numbers_stay_numbers(project: Project) -> None:
@@ -531,7 +550,7 @@ def test_just_before_steps_back_from_what_may_be_shared() -> None:
     assert just_before("2017-01-01T02:00:00+02:00") == datetime(2016, 12, 31, 23, 59, 59)
     assert just_before("abc") == "abc"
     assert just_before(7) == 6
-    assert moment(datetime(2017, 1, 1, 5), "date") == "2016-12-31"
+    assert moment(datetime(2017, 1, 1, 5), "date") == "2017-01-01"
     assert moment("abc", "date") == "abc"
 
 
@@ -669,3 +688,16 @@ def test_mistakes_are_told_by_line(project: Project, endpoint: str, told: str) -
     with pytest.raises(TarnError, match=r"ingestion/web.yml:") as error:
         declare(project.path / "ingestion/web.yml")
     assert told in str(error.value)
+
+
+def test_what_the_page_on_apis_declares_is_accepted() -> None:
+    page = (ROOT / "docs/how-to/load-an-api.md").read_text()
+    known = TypeAdapter[Any](spec.Auth | spec.Paginator)
+    ways = re.findall(r"^\| `(\{type: .*?\})` \|", page, re.M)
+    for way in ways:
+        known.validate_python(yaml.safe_load(way.replace("…", "x")))
+    assert len(ways) == 4 + 8
+    first, second = re.findall(r"^```yaml\n((?:endpoint|tables):.*?)^```", page, re.M | re.S)
+    spec.Endpoint.model_validate(yaml.safe_load(first)["endpoint"])
+    for table in yaml.safe_load(second)["tables"].values():
+        spec.RestTable.model_validate(table)

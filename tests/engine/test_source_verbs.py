@@ -10,19 +10,23 @@ from pathlib import Path
 from typing import TypeAlias
 
 import psycopg
+import pyarrow as pa
 import pytest
 import yaml
+from deltalake import write_deltalake
 from sqlfluff.core import FluffConfig, Linter
 from sqlfluff.core.dialects import dialect_selector
 
 from tarn.cli import main
 from tarn.ingestion.declarations import KINDS, declare
+from tarn.ingestion.declarations.delta_sharing import SharingTable
 from tarn.ingestion.sources import Offered
 from tarn.scaffold.files import render
 from tarn.scaffold.models import singular, staging_files
 from tarn.settings import settings
 from tests.engine.conftest import ROOT
 from tests.engine.postgres import database, postgres
+from tests.engine.upstreams import TOKEN, serving, sharing
 
 __all__ = ["postgres"]
 
@@ -220,6 +224,26 @@ def test_a_password_is_put_into_a_variable_and_only_kept_if_asked(
     assert (shop / "secrets.env").read_text() == f"ERP_DATABASE_URL={address}\n"
     assert (shop / "secrets.env").stat().st_mode & 0o077 == 0
     tarn("source", "check", "erp")
+
+
+def test_a_share_says_which_tables_it_has(shop: Path, tarn: Tarn) -> None:
+    write_deltalake(shop / "shared", pa.table({"id": [1, 2], "Name": ["a", "b"]}))
+    with serving(sharing(shop / "shared")) as address:
+        profile = {"shareCredentialsVersion": 1, "endpoint": address, "bearerToken": TOKEN}
+        (shop / "p.share").write_text(json.dumps(profile))
+        tarn("source", "new", "delta_sharing", "panel", "--connection", "p.share")
+        people = declare(shop / "ingestion/panel.yml").system.tables["people"]
+        assert isinstance(people, SharingTable)
+        assert (people.share, people.shared_schema, people.write) == (
+            "research",
+            "panel",
+            "replace",
+        )
+        staging = (shop / "models/staging/panel/stg_panel__people.sql").read_text()
+        assert "trim(name) as people_name" in staging
+        assert f"{address}: 1 tables in research" in tarn("source", "check", "panel").out
+        (shop / "p.share").write_text(json.dumps({**profile, "bearerToken": "wrong"}))
+        assert "403" in tarn("source", "check", "panel", ends_in=1).out
 
 
 def test_a_system_that_cannot_be_asked_writes_nothing(shop: Path, tarn: Tarn) -> None:

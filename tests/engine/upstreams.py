@@ -159,6 +159,11 @@ def sharing(folder: Path) -> Callable[[Request], Answer]:
             return 200, {}, (folder / request.path.removeprefix("/files/")).read_bytes()
         if request.headers["authorization"] != f"Bearer {TOKEN}":
             return _json(403, {"errorCode": "no", "message": "no"})
+        if request.path == "/shares":
+            return _json(200, {"items": [{"name": "research"}]})
+        if request.path == "/shares/research/all-tables":
+            people = {"name": "people", "schema": "panel", "share": "research"}
+            return _json(200, {"items": [people]})
         if not request.path.startswith("/shares/research/schemas/panel/tables/people/"):
             return _json(404, {"errorCode": "no", "message": "no such table"})
         table = DeltaTable(folder)

@@ -33,12 +33,31 @@ class Owner(Spec):
 class Contract(Spec):
     columns: Literal["evolve", "freeze", "discard"] = "evolve"
     """A column the table lacks is added (evolve), stops the load (freeze) or is left out
-    (discard). Freeze also stops the load when a column of the table is no longer delivered."""
+    (discard). Freeze also stops the load when a column of the table is no longer delivered. A
+    column that seems to be renamed stops it always."""
     types: Literal["freeze", "widen"] = "freeze"
     """A changed type stops the load (freeze), or the table takes it where no value can be lost
     (widen)."""
     required: tuple[str, ...] = ()
     """Columns that must be delivered; a row with a null in one goes to quarantine."""
+    renamed: Mapping[str, str] = {}
+    """Columns that the source has given another name: new name: name in the lake. The lake, and
+    all else that is declared, keep the old one."""
+    dropped: tuple[str, ...] = ()
+    """Columns that the source no longer delivers, and no other column is in their place."""
+    max_shrink: Annotated[str, Field(pattern=r"^\d{1,2}(\.\d+)?%$|^100%$")] = "50%"
+    """A source that has lost more of a table's rows does not replace it."""
+
+    def names_of(self, column: str) -> tuple[str, ...]:
+        """The names under which a column of the lake may come."""
+        return (column, *(new for new, old in self.renamed.items() if old == column))
+
+    @model_validator(mode="after")
+    def _one_name_each(self) -> "Contract":
+        names = list(self.renamed.values())
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"renamed: two columns would become {', '.join(sorted(twice))}")
+        return self
 
 
 class Table(Spec):
@@ -72,6 +91,12 @@ class Table(Spec):
             raise ValueError("write: replace reads everything each time; remove the cursor")
         if self.allow_empty and self.write != "replace":
             raise ValueError("allow_empty is for write: replace only")
+        return self
+
+    @model_validator(mode="after")
+    def _shrinks_what_is_replaced(self) -> "Table":
+        if "max_shrink" in self.contract.model_fields_set and self.write != "replace":
+            raise ValueError("max_shrink is for write: replace only")
         return self
 
     @model_validator(mode="after")

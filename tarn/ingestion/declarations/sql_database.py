@@ -1,6 +1,5 @@
 """Tables of a database."""
 
-from collections.abc import Mapping
 from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field, model_validator
@@ -53,7 +52,7 @@ class SqlSystem(System):
     lake; of two that would be the same, the one of another schema becomes `schema__table`."""
     exclude: tuple[Pattern, ...] = ()
     """Of those that `include` names, the ones to leave out."""
-    tables: Mapping[Name, SqlTable] = {}
+    tables: dict[Name, SqlTable] = Field(default_factory=dict)
     """Tables that need more said; what is said here counts for a table that `include` finds."""
 
     @model_validator(mode="after")

@@ -45,6 +45,13 @@ class Extract:
     is_objects: bool = False
     types: Mapping[str, pa.DataType] = field(default_factory=dict)
     """Types that the source declares where its batches carry others."""
+    spelt: Mapping[str, str] = field(default_factory=dict)
+    """Names as the source spells them, by name in the lake; complete when its first batch is
+    there."""
+    rows: int | None = None
+    """How many come, if that is known."""
+    lists: Sequence[str] = ()
+    """Fields of objects that have become tables of their own."""
     is_unique: bool = False
     """The source itself sees to it that no two rows share the primary key."""
     redelivered: str | None = "true"

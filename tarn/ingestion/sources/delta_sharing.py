@@ -121,10 +121,11 @@ class DeltaSharing(Source):
         if key != shared.name:
             spec["table"] = shared.name
         with self._told(shared):
-            fields = _listed(self.client, shared, rows=False).schema
-        names = column_names(fields.names, shared.name)
-        types = [shown(landing(field, shared.name)) for field in fields]
-        return Offered(key, spec, dict(zip(names, types, strict=True)))
+            given = _listed(self.client, shared, rows=False)
+        names = column_names(given.schema.names, shared.name)
+        types = [shown(landing(field, shared.name)) for field in given.schema]
+        columns = dict(zip(names, types, strict=True))
+        return Offered(key, spec, columns, given.metadata.get("description") or "")
 
     def _shared(self, table: str) -> SharedTable:
         spec = self.declared.system.tables[table]

@@ -6,6 +6,7 @@ it is asked from just before the highest cursor in the lake, and what comes agai
 content.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -63,9 +64,10 @@ class RestApi(Source):
     def extract(self, table: str, landed: Landed) -> Extract:
         spec = self._specs()[table]
         since = landed.maximum(spec.cursor) if spec.cursor else None
+        until = None
         if landed.span and (moments := landed.span.moments()):
-            since = moments[0]
-        return Extract(lambda: self._source(self._specs(), table, since), is_objects=True)
+            since, until = moments
+        return Extract(lambda: self._source(self._specs(), table, since, until), is_objects=True)
 
     def check(self) -> list[str]:
         """What the first page of each endpoint tells."""
@@ -140,7 +142,7 @@ class RestApi(Source):
         """The first page of a table, of its first parent if it has one; None for an answer that
         means no rows. Raises what a load would."""
         seen: list[Page] = []
-        source = self._source(specs, table, since, seen)
+        source = self._source(specs, table, since, seen=seen)
         for _ in source.resources[table]:
             break
         return seen[-1] if seen else None
@@ -155,7 +157,7 @@ class RestApi(Source):
         manners = Manners(
             connection.timeout_seconds, connection.attempts, connection.max_requests_per_second
         )
-        session = Session(connection.base_url, manners, where)
+        session = Session(connection.base_url, manners, self.declared.file.where("connection"))
         credentials = Credentials(
             connection.auth,
             connection.headers,
@@ -180,6 +182,7 @@ class RestApi(Source):
         specs: Mapping[str, RestTable],
         table: str,
         since: Any,
+        until: Any = None,
         seen: list[Page] | None = None,
     ) -> DltSource:
         """The table's resource; the others are there for what it may take from them. With `seen`
@@ -190,7 +193,9 @@ class RestApi(Source):
                 {
                     "name": name,
                     "include_from_parent": list(spec.endpoint.include_from_parent),
-                    "endpoint": self._endpoint(name, spec, name == table, since, seen),
+                    "endpoint": self._endpoint(
+                        name, spec, (since, until) if name == table else None, seen
+                    ),
                 }
                 for name, spec in specs.items()
             ],
@@ -199,8 +204,13 @@ class RestApi(Source):
         return source.with_resources(table)
 
     def _endpoint(
-        self, name: str, spec: RestTable, is_wanted: bool, since: Any, seen: list[Page] | None
+        self,
+        name: str,
+        spec: RestTable,
+        wanted: tuple[Any, Any] | None,
+        seen: list[Page] | None,
     ) -> Mapping[str, Any]:
+        """How dlt is to ask; wanted are the first and last moment, if it is the table to load."""
         endpoint = spec.endpoint
         config: dict[str, Any] = {
             "path": endpoint.path,
@@ -210,15 +220,15 @@ class RestApi(Source):
             "json": endpoint.json_body,
         }
         if endpoint.incremental:
-            config = _since(config, endpoint.incremental, since if is_wanted else None)
+            config = _between(config, endpoint.incremental, *(wanted or (None, None)))
         listing = Listing(
             endpoint,
             self._paginator(endpoint),
             self.declared.file.where("tables", name, "endpoint"),
             self.without_secrets,
-            rejects=is_wanted,
+            rejects=wanted is not None,
             only_first=seen is not None,
-            seen=seen if seen is not None and is_wanted else [],
+            seen=seen if seen is not None and wanted else [],
         )
         given = {key: value for key, value in config.items() if value}
         return {**given, "data_selector": "$", "paginator": Pages(listing)}
@@ -249,12 +259,14 @@ def _spelt(value: Any) -> Any:
     return str(value).lower() if isinstance(value, bool) else value
 
 
-def _since(config: dict[str, Any], spec: Incremental, since: Any) -> dict[str, Any]:
+def _between(config: dict[str, Any], spec: Incremental, since: Any, until: Any) -> dict[str, Any]:
     """The request for rows from just before a value on: parameters, and marks replaced."""
-    start = spec.initial_value if since is None else moment(just_before(since), spec.format)
-    end = spec.end_value
-    if end is None:
-        end = moment(datetime.now(UTC).replace(tzinfo=None), spec.format)
+    start, end = spec.initial_value, spec.end_value
+    if since is not None:
+        start = moment(just_before(_day(since) if _is_by_day(spec.format) else since), spec.format)
+    if end is None or until is not None:
+        until = until or datetime.now(UTC).replace(tzinfo=None)
+        end = moment(just_after(_day(until) if _is_by_day(spec.format) else until), spec.format)
     params = dict(config["params"])
     if spec.start_param and start is not None:
         params[spec.start_param] = start
@@ -301,6 +313,13 @@ def just_before(since: Any) -> Any:
     return since - 1
 
 
+def just_after(until: date) -> date:
+    """The moment or day next above: an API may leave out the end that it is given."""
+    if isinstance(until, datetime):
+        return until.replace(microsecond=0) + timedelta(seconds=1)
+    return until + timedelta(days=1)
+
+
 def moment(value: Any, form: str) -> Any:
     """A moment (UTC without zone) or day as an API writes it; anything else as it is."""
     if not isinstance(value, date):
@@ -309,9 +328,17 @@ def moment(value: Any, form: str) -> Any:
     if form in _TIMES:
         return int(exact.replace(tzinfo=UTC).timestamp() * _TIMES[form])
     if form == "date":
-        # Of the day itself some APIs give only what is later than the day.
-        day = exact.date()
-        return (day - timedelta(days=1) if isinstance(value, datetime) else day).isoformat()
+        return exact.date().isoformat()
     if form != "iso":
         return exact.strftime(form)
     return value.isoformat() + ("Z" if isinstance(value, datetime) else "")
+
+
+def _is_by_day(form: str) -> bool:
+    """Whether the form has no time: of the day itself some APIs give only what is later."""
+    return form == "date" or ("%" in form and not re.search("%[HIMSTRXcfrs]", form))
+
+
+def _day(value: Any) -> Any:
+    value = _order(value)
+    return value.date() if isinstance(value, datetime) else value

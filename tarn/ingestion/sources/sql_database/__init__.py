@@ -96,18 +96,20 @@ class SqlDatabase(Source):
     def _query(self, table: str, found: Found, spec: SqlTable, landed: Landed) -> Extract:
         """The rows from the highest cursor on, or all."""
         since, condition = None, None
-        if landed.span and spec.cursor in found.columns:
-            condition = self._within(found.columns[str(spec.cursor)], landed.span)
-        elif spec.cursor in found.columns:
+        cursor = found.columns.get(_name_now(found, spec, str(spec.cursor)))
+        if landed.span and cursor is not None:
+            condition = self._within(cursor, landed.span)
+        elif cursor is not None:
             since = watermark(landed, str(spec.cursor))
-        if since is not None:
+        if cursor is not None and since is not None:
             since = self._before(table, since, spec)
-            condition = self._from_on(found.columns[str(spec.cursor)], since)
+            condition = self._from_on(cursor, since)
         reading = self._reading(table, found, spec, condition, landed.schema)
         return Extract(
             reading.open,
             types=reading.types,
-            is_unique=found.keeps_unique(spec.primary_key),
+            spelt={name: str(column.name) for name, column in found.columns.items()},
+            is_unique=found.keeps_unique([_name_now(found, spec, key) for key in spec.primary_key]),
             redelivered=landed.from_on(str(spec.cursor), since) if since is not None else "true",
         )
 
@@ -176,6 +178,11 @@ _SPANNED: tuple[tuple[type[sa.types.TypeEngine[Any]], pa.DataType], ...] = (
 """Types of cursors by whose values a database can be asked for a span."""
 
 
+def _name_now(found: Found, spec: SqlTable, name: str) -> str:
+    """What a column of the lake is called by the database, which may have renamed it since."""
+    return next((each for each in spec.contract.names_of(name) if each in found.columns), name)
+
+
 def _sqlite_text(since: Any) -> str:
     """The lowest text in which SQLite may hold an instant: fractions and a midnight's time are
     left out, as it compares letter by letter and the same instant has several spellings."""
@@ -226,4 +233,5 @@ def _offered(name: str, choice: Choice, reading: Reading) -> Offered:
         if (value := getattr(spec, key)) is not None:
             words[key] = value
     columns = {column: type_name(kind) for column, kind in reading.landed_types().items()}
-    return Offered(name, words, columns, found.comment)
+    comments = {column: each.comment or "" for column, each in found.columns.items()}
+    return Offered(name, words, columns, found.comment, comments)

@@ -64,7 +64,8 @@ def opened(engine: sa.Engine, where: str) -> Iterator[sa.Connection]:
 
 def shown(url: sa.URL) -> str:
     """The address without what is only for the driver."""
-    return masked(url.set(query={}).render_as_string(hide_password=True))
+    plain = url.set(drivername=url.get_backend_name(), query={})
+    return masked(plain.render_as_string(hide_password=True))
 
 
 def reason(error: BaseException) -> str:

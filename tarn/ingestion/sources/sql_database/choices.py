@@ -63,7 +63,7 @@ def choices(declared: Declared, database: Database) -> dict[str, Choice]:
     described = database.describe(places.values())
     for name, place in places.items():
         chosen[name] = _choice(name, specs[name], described.get(place), declared)
-    return chosen
+    return {name: chosen[name] for name in dict.fromkeys([*system.tables, *chosen])}
 
 
 def offered_choices(declared: Declared, database: Database) -> dict[str, Choice]:

@@ -5,7 +5,6 @@ zero date goes to quarantine instead of becoming null. Instants are UTC.
 """
 
 from collections.abc import Generator
-from contextlib import closing
 from typing import Any
 
 import pyarrow as pa
@@ -45,20 +44,18 @@ class MysqlReading(Reading):
         schema = pa.schema([(name, _carried(kind)) for name, kind in self.types.items()])
         yield pa.RecordBatch.from_pylist([], schema=schema)
         _, arguments = self.wish.engine.dialect.create_connect_args(self.wish.engine.url)
-        options: dict[str, Any] = {
-            **arguments,
-            "conv": {},
-            "cursorclass": SSCursor,
-            "charset": "utf8mb4",
-        }
-        with closing(pymysql.connect(**options)) as connection, connection.cursor() as cursor:
+        own = {"conv": pymysql.converters.encoders, "charset": "utf8mb4"}
+        connection = pymysql.connect(**{**arguments, **own, "cursorclass": SSCursor})
+        try:
+            cursor = connection.cursor()
             cursor.execute("set time_zone = '+00:00'")
             names = self._geometries(cursor)
-            sql = self.sql(self._expressions(names), self.wish.engine.dialect)
-            cursor.execute(sql, ())
+            cursor.execute(self.sql(self._expressions(names), self.wish.engine.dialect), ())
             while rows := cursor.fetchmany(self.rows_at_once):
                 arrays = map(pa.array, zip(*rows, strict=True), schema.types)
                 yield pa.RecordBatch.from_arrays(list(arrays), schema=schema)
+        finally:
+            _let_go(connection)
 
     def _geometries(self, cursor: Any) -> set[str]:
         """Columns of types that SQLAlchemy does not know and are shapes."""
@@ -79,6 +76,13 @@ class MysqlReading(Reading):
             name: _text_of_shape(column) if column.name in geometries else _expression(column)
             for name, column in self.columns.items()
         }
+
+
+def _let_go(connection: Any) -> None:
+    """Close it where it stands: PyMySQL would read on to the end, even when it is gone."""
+    if connection._result:
+        connection._result.unbuffered_active = False
+    connection.close()
 
 
 def _expression(column: sa.Column[Any]) -> sa.ColumnElement[Any]:

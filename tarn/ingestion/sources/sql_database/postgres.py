@@ -46,6 +46,7 @@ _FEW_DIGITS = 18
 _EARLIEST = {pa.int64(): -(10**18), pa.int32(): -2_500_000}
 """Microseconds and days since 1970 before PostgreSQL's first: numbers that have overflowed."""
 _FAST, _AS_TEXT, _AS_JSON = range(3)
+"""How carefully values are read."""
 
 
 class PostgresReading(Reading):
@@ -56,14 +57,16 @@ class PostgresReading(Reading):
         wide = {name: _number(kind) for name, kind in self.kinds.items()}
         self.numbers = {name: kind for name, kind in wide.items() if kind is not None}
         self.types.update(self.numbers)
-        self.lists = {
-            name
-            for name, kind in self.kinds.items()
-            if isinstance(kind, postgresql.ARRAY) and self.is_new(name)
-        }
+        self.lists = {n for n, k in self.kinds.items() if isinstance(k, postgresql.ARRAY)}
+        self.nested: set[str] = set()
+        """Lists that hold lists."""
+        self.kept = self._kept_as_text()
+        self.types.update(dict.fromkeys(self.kept, pa.string()))
 
     def batches(self) -> Generator[pa.RecordBatch, None, None]:
         try:
+            if self.mode == _AS_JSON and self.lists:
+                self.nested = self._ask_for_nested()
             for batch in self._read(self.sql(self._expressions(), _DIALECT)):
                 yield self._checked(batch)
         except ReadAgainError:
@@ -73,6 +76,13 @@ class PostgresReading(Reading):
                 raise
             self.mode += 1
             raise ReadAgainError from error
+
+    def _ask_for_nested(self) -> set[str]:
+        asked = {name: sa.func.max(sa.func.array_ndims(self.columns[name])) for name in self.lists}
+        (row,) = [
+            row for batch in self._read(self.sql(asked, _DIALECT)) for row in batch.to_pylist()
+        ]
+        return {name for name, dimensions in row.items() if (dimensions or 1) > 1}
 
     def landed_types(self) -> dict[str, pa.DataType]:
         return {name: self.types.get(name) or _landed(kind) for name, kind in self.kinds.items()}
@@ -90,12 +100,20 @@ class PostgresReading(Reading):
                     statement.execute_update()
             yield from executed(connection, sql, {})
 
+    def _kept_as_text(self) -> set[str]:
+        """Columns that are text in the lake since a value had no other type."""
+        known = self.wish.landed or ()
+        kept = {field.name for field in known if pa.types.is_string(field.type)}
+        instants = {name for name, kind in self.kinds.items() if isinstance(kind, _INSTANTS)}
+        return kept & {*self.numbers, *self.lists, *instants}
+
     def _expressions(self) -> dict[str, sa.ColumnElement[Any]]:
         return {name: self._expression(name, column) for name, column in self.columns.items()}
 
     def _expression(self, name: str, column: sa.Column[Any]) -> sa.ColumnElement[Any]:
         kind = self.kinds[name]
-        if name in self.wish.texts or (self.mode >= _AS_TEXT and isinstance(kind, _INSTANTS)):
+        is_text = name in self.kept or self.mode >= _AS_TEXT
+        if name in self.wish.texts or (is_text and isinstance(kind, _INSTANTS)):
             return sa.cast(column, sa.Text)
         if name in self.numbers:
             return self._number_of(name, column)
@@ -117,13 +135,13 @@ class PostgresReading(Reading):
         """Whether a number is read as how often it holds its last digit."""
         is_numeric = isinstance(self.kinds[name], sa.Numeric)
         few = self.numbers[name].precision <= _FEW_DIGITS
-        return self.mode == _FAST and is_numeric and few
+        return self.mode == _FAST and is_numeric and few and name not in self.kept
 
     def _list(
         self, name: str, column: sa.Column[Any], kind: postgresql.ARRAY[Any]
     ) -> sa.ColumnElement[Any]:
         as_json = sa.cast(sa.func.to_json(column), sa.Text)
-        if name in self.lists and (self.mode == _AS_JSON or (kind.dimensions or 1) > 1):
+        if name in self.kept or (name in self.nested and self.is_new(name)):
             self.types[name] = pa.string()
             return as_json
         item = _base(kind.item_type)
@@ -143,7 +161,7 @@ class PostgresReading(Reading):
         if name in self.numbers and self._is_whole(name):
             return _scaled(column, self.numbers[name])
         kind = self.kinds[name]
-        if self.mode == _FAST and isinstance(kind, sa.Date | sa.DateTime):
+        if isinstance(kind, _INSTANTS) and not pa.types.is_string(column.type):
             self._check_overflow(column)
         elif pa.types.is_string(column.type) and (name in self.numbers or _is_instant(kind)):
             self._check_fits(name, column)

@@ -76,18 +76,12 @@ class SqliteReading(Reading):
 
     def _not_as_declared(self, connection: Any) -> set[str]:
         """Columns to be read as text. Settles the type of those that have none."""
-        held = self._held(connection)
         exact = set(self.wish.texts)
-        for name, kinds in held.items():
+        for name, kinds in self._held(connection).items():
             if not self.stored[name]:
-                kinds -= {"large"}
-                only = "real" if kinds == {"integer", "real"} else min(kinds, default="text")
-                self.stored[name] = only if len(kinds) < 2 or only == "real" else "text"
+                self.stored[name] = _of_all(kinds)
                 self.types[name] = _STORED[self.stored[name]]
-            fits = {self.stored[name]} | ({"integer"} if self.stored[name] == "real" else set())
-            if self.stored[name] == "integer":
-                kinds -= {"large"}
-            if not kinds <= fits:
+            if not kinds <= _HOLDS[self.stored[name]]:
                 exact.add(name)
         return exact
 
@@ -108,6 +102,20 @@ class SqliteReading(Reading):
             name: {kind for kind in (*_SAMPLES, "large") if answers.get(f"{i}:{kind}")}
             for i, name in enumerate(self.columns)
         }
+
+
+_HOLDS = {
+    "integer": {"integer", "large"},
+    "real": {"real", "integer"},
+    "text": {"text"},
+    "blob": {"blob"},
+}
+"""What a column may hold to be read as it is declared."""
+
+
+def _of_all(kinds: set[str]) -> str:
+    """How a column that is declared without type is best stored."""
+    return next((kind for kind, holds in _HOLDS.items() if kinds <= holds), "text")
 
 
 _MOST_COLUMNS = 1500
