@@ -127,8 +127,10 @@ def test_all_pages_of_all_shares_are_offered(shared: Shared) -> None:
     spec = {"share": "s", "schema": "d", "table": "stock", "write": "replace"}
     assert offered["s_d_stock"].spec == spec
     assert offered["people"].columns == {"id": "bigint", "area": "text"}
-    told = shared.source.check()
-    assert told == ["people: version 0, 2 columns, 3 files as Parquet", "5 tables are shared"]
+    assert shared.source.check() == [
+        f"{shared.address}: 5 tables in s, t, u",
+        "people: version 0, 2 columns, 3 files as Parquet",
+    ]
 
 
 def test_a_table_that_is_not_shared_is_told_with_the_nearest(shared: Shared) -> None:

@@ -93,7 +93,10 @@ class DeltaSharing(Source):
 
     def check(self) -> list[str]:
         """What each table is, and how much else is shared."""
-        lines = []
+        with self._told(None):
+            known = list(self._known())
+        shares = ", ".join(sorted({each.share for each in known})) or "no share"
+        lines = [f"{self.profile.endpoint}: {len(known)} tables in {shares}"]
         for table in self.declared.system.tables:
             shared = self._shared(table)
             with self._told(shared, table):
@@ -103,9 +106,7 @@ class DeltaSharing(Source):
                 f"{table}: version {given.version}, {len(given.schema)} columns,"
                 f" {len(given.files)} files as {form}"
             )
-        with self._told(None):
-            known = list(self._known())
-        return [*lines, f"{len(known)} tables are shared"]
+        return lines
 
     def offered(self) -> list[Offered]:
         """All tables of all shares."""
