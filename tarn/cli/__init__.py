@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from tarn.cli.collect import collect
-from tarn.cli.console import CONSOLE, lake, say
+from tarn.cli.console import CONSOLE, lake, say, shown
 from tarn.cli.drift import drift
+from tarn.cli.ingestion import ingest, load, schedule, standing, status
 from tarn.cli.quarantine import quarantine
 from tarn.cli.releases import find, release, tables
 from tarn.cli.sources import init, relink, source
@@ -42,14 +43,6 @@ def cli(verbose: bool) -> None:
     )
 
 
-@cli.command()
-@click.argument("systems", nargs=-1)
-def ingest(systems: Sequence[str]) -> None:
-    """Load the source systems: those named, or all of ingestion/."""
-    results = _ingest(systems)
-    sys.exit(any(result.failed for result in results))
-
-
 @cli.command(context_settings={"ignore_unknown_options": True})
 @click.option(
     "--from-release", type=int, metavar="N", help="Read raw tables as release N has them."
@@ -68,7 +61,7 @@ def docs() -> None:
     """Write the site: dashboards, documentation, lineage."""
     from tarn.serving.site import build_site
 
-    click.echo(f"Written: {_shown(build_site().index)}")
+    click.echo(f"Written: {shown(build_site(standing()).index)}")
 
 
 @cli.command()
@@ -78,10 +71,10 @@ def run() -> None:
     from tarn.serving.site import build_site
 
     started = time.monotonic()
-    loads = _ingest(())
+    loads = load(())
     if not build(settings().project_dir, CONSOLE):
         raise TarnError("the build is red, so readers still see the release before")
-    site = build_site()
+    site = build_site(standing())
     _summary(loads, site, time.monotonic() - started)
     sys.exit(any(load.failed for load in loads))
 
@@ -103,7 +96,20 @@ def query(sql: str | None, layout: str) -> NoReturn:
     os.execve(duckdb, command, {**settings().variables, **keys})
 
 
-for verb in (collect, drift, init, maintain, quarantine, release, source, storage, tables):
+for verb in (
+    collect,
+    drift,
+    ingest,
+    init,
+    maintain,
+    quarantine,
+    release,
+    schedule,
+    source,
+    status,
+    storage,
+    tables,
+):
     cli.add_command(verb)
 
 
@@ -131,43 +137,24 @@ def _rebuild(number: int, arguments: Sequence[str]) -> None:
     say(f"Other rows than in release {number}: {', '.join(differ)}." if differ else same)
 
 
-def _ingest(systems: Sequence[str]) -> "list[LoadResult]":
-    """Load systems, and end with what came in and what went wrong."""
-    from tarn.ingestion.engine import ingest
-
-    loads = ingest(systems, CONSOLE)
-    rows = sum(load.rows.accepted for load in loads)
-    moved = f"{rows:,} rows came in" if rows else "nothing new"
-    seconds = max((load.seconds for load in loads), default=0)
-    say(f"Ingested {len(loads)} systems in {seconds:.0f} s: {moved}.")
-    for table in (table for load in loads for table in load.tables if table.error):
-        click.echo(click.style("failed: ", fg="red", bold=True) + str(table.error), err=True)
-    return loads
-
-
 def _summary(loads: "Sequence[LoadResult]", site: "Site", seconds: float) -> None:
     """Rows in, tables out, the release, where to look, what to try next."""
     current = find(None)
     rows = sum(load.rows.accepted for load in loads)
     held = sum(pin.rows for pin in current.tables.values())
     ours = Path(shutil.which("tarn") or "").parent == Path(program("tarn")).parent
-    shell = "" if ours else f"{_shown(Path(program('tarn')).parent)}/"
+    shell = "" if ours else f"{shown(Path(program('tarn')).parent)}/"
     say(
         f"""
 Done in {seconds:.0f} s.
   Rows in    {rows:,} from {len(loads)} systems
-  Tables     {len(current.tables)} with {held:,} rows in {_shown(settings().lake)}
+  Tables     {len(current.tables)} with {held:,} rows in {shown(settings().lake)}
   Release    {current.number}
-  Look at    {_shown(site.index)}
-             {_shown(catalog.path(lake()))} (any DuckDB client)
+  Look at    {shown(site.index)}
+             {shown(catalog.path(lake()))} (any DuckDB client)
 
 Next:
   {shell}tarn query                 SQL on this release
   {shell}tarn release show          its tables
   {shell}dbt build --select marts   plain dbt, on what is loaded"""
     )
-
-
-def _shown(path: Path | str) -> str:
-    """A path as seen from the current folder."""
-    return str(path) if "://" in str(path) else os.path.relpath(path)

@@ -1,5 +1,8 @@
 """What all verbs share: the terminal, the lake, and how things are told."""
 
+import os
+from pathlib import Path
+
 from rich.console import Console
 from rich.table import Table
 
@@ -17,6 +20,11 @@ def lake() -> Lake:
 def say(text: str) -> None:
     """Text as it is."""
     CONSOLE.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def shown(path: Path | str) -> str:
+    """A path as seen from the current folder."""
+    return str(path) if "://" in str(path) else os.path.relpath(path)
 
 
 def print_table(table: Table, at_least: int = 0) -> None:

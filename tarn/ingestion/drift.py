@@ -11,12 +11,12 @@ import pyarrow as pa
 
 from tarn.errors import TarnError
 from tarn.ingestion.landed import Desk
-from tarn.ingestion.ledger import LOADS, now
+from tarn.ingestion.ledger import now
 from tarn.storage.duck import select_from, session
 from tarn.storage.lake import Lake
+from tarn.storage.loads import DRIFT, LOADS
 from tarn.storage.writer import write
 
-DRIFT = "tarn.drift"
 _ONE_AT_A_TIME = Lock()
 
 Kind: TypeAlias = Literal[

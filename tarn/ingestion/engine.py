@@ -20,7 +20,7 @@ from tarn.ingestion.alerts import alert
 from tarn.ingestion.declarations import FOLDER, Declared, declared
 from tarn.ingestion.intake import Load
 from tarn.ingestion.landed import Desk
-from tarn.ingestion.ledger import Counts, Status, TableLoad, now, record
+from tarn.ingestion.ledger import ALL, Counts, Status, TableLoad, now, record
 from tarn.ingestion.load import Loaded, load_table
 from tarn.ingestion.masking import causes, message
 from tarn.ingestion.options import EVERYTHING, Options
@@ -28,6 +28,7 @@ from tarn.ingestion.quarantine import take_in_left
 from tarn.ingestion.replay import finish_left
 from tarn.ingestion.sources import Source
 from tarn.ingestion.sources.http import http_failure
+from tarn.ingestion.timetable import Timetable
 from tarn.ingestion.workspace import alone, workspace
 from tarn.progress import Progress, progress
 from tarn.settings import Settings, settings
@@ -39,8 +40,6 @@ log = logging.getLogger(__name__)
 Kind: TypeAlias = Callable[[Declared, Settings], Source]
 
 SIDE_BY_SIDE = 4
-ALL = "*"
-"""Stands for the tables of a system that could not even be asked which it has."""
 INTERRUPTED = 130
 _SOURCES = {
     "sql_database": "sql_database:SqlDatabase",
@@ -131,8 +130,11 @@ class _Run:
             load = Load(self.desk, new_load_id(), now(), folder, wanted.name, self.options)
             load.folder.mkdir()
             tables, error = self._tables(load, wanted, kind)
-            record(self.desk, load.load_id, tables)
-            alert(self.home, tables)
+            timetable = Timetable.of(wanted)
+            due_at = timetable.before(load.at) if timetable else None
+            record(self.desk, load.load_id, tables, due_at)
+            if not self.options.dry_run:
+                alert(self.home, tables)
             seconds = perf_counter() - began
             return LoadResult(wanted.name, load.load_id, tuple(tables), seconds, error)
 

@@ -25,14 +25,16 @@ from tarn.ingestion.contract import Shape, Sieve, Terms, by_chance
 from tarn.ingestion.drift import Change, DriftError, Noticed, noticed, record
 from tarn.ingestion.landed import LOAD_ID, LOADED_AT, SOURCE_FILE, Desk, Landed
 from tarn.ingestion.ledger import Counts, delivered
+from tarn.ingestion.masking import causes
 from tarn.ingestion.options import EVERYTHING, Options
 from tarn.ingestion.quarantine import Quarantine
 from tarn.ingestion.shaping import Arrival, Before, shape
-from tarn.ingestion.sources import BATCH_ROWS, Extract, Rejected
+from tarn.ingestion.sources import BATCH_ROWS, Extract, ReadAgainError, Rejected
 from tarn.ingestion.types import shown
 from tarn.progress import Task
 from tarn.storage.duck import quoted
 
+_OURS = (TarnError, ReadAgainError)
 _POSITION = "_position"
 _NTH = "_nth"
 _CONTENT = "_content"
@@ -225,8 +227,12 @@ class Intake:
                     batches = [pa.RecordBatch.from_pylist([], schema=item.schema)]
                 yield from map(self._in_lake_names, batches)
         except Exception as failure:
-            self.failure = failure
-            raise
+            # dlt has wrapped it, and who reads the stream may drop its causes.
+            ours = (each for each in causes(failure) if isinstance(each, _OURS))
+            self.failure = next(ours, failure)
+            if self.failure is failure:
+                raise
+            raise self.failure from None
 
     def _reject(self, item: Rejected) -> None:
         self.quarantine.reject(item)

@@ -2,6 +2,7 @@
 files that have been loaded, by content."""
 
 import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -12,16 +13,26 @@ import pyarrow as pa
 
 from tarn.ingestion.landed import Desk
 from tarn.storage.duck import select_from
+from tarn.storage.lake import Lake
+from tarn.storage.loads import LOADS
+from tarn.storage.upkeep.maintain import FAILURES, rewritten
 from tarn.storage.writer import write
 
 if TYPE_CHECKING:
     from tarn.ingestion.drift import Change
 
-LOADS = "tarn.loads"
+log = logging.getLogger(__name__)
+
 FILES = "tarn.files"
+ALL = "*"
+"""Stands for the tables of a system that could not even be asked which it has."""
 CHECK_AGAIN = timedelta(hours=1)
 """A load that found nothing is recorded once in so long: freshness can be told, and looking
 every minute does not fill the lake."""
+_MOST_FILES = 200
+"""In the history, before they are made one."""
+_SHORTEST = timedelta(minutes=10)
+"""Not even a system that is due each minute has more of its checks recorded."""
 _ONE_AT_A_TIME = Lock()
 
 Status = Literal["loaded", "unchanged", "failed", "replayed"]
@@ -113,10 +124,16 @@ def now() -> datetime:
     return datetime.now(UTC).replace(tzinfo=None)
 
 
-def record(desk: Desk, load_id: str, tables: Sequence[TableLoad]) -> None:
-    """Append the loads that moved rows or failed, and checks that found nothing now and then."""
+def record(
+    desk: Desk, load_id: str, tables: Sequence[TableLoad], due_at: datetime | None = None
+) -> None:
+    """Append the loads that moved rows or failed, and checks that found nothing now and then: the
+    first since the system was due, so that what is late can be told."""
+    since = now() - CHECK_AGAIN
+    if due_at is not None:
+        since = max(since, min(due_at, now() - _SHORTEST))
     with _ONE_AT_A_TIME:
-        recent = _checked_lately(desk)
+        recent = _checked_lately(desk, since)
         rows = [
             _load_row(load_id, table)
             for table in tables
@@ -125,6 +142,18 @@ def record(desk: Desk, load_id: str, tables: Sequence[TableLoad]) -> None:
         if rows:
             recorded = pa.Table.from_pylist(rows, _LOADS)
             write(desk.lake, LOADS, recorded, mode="append", evolve=True)
+            _tidy(desk.lake)
+
+
+def _tidy(lake: Lake) -> None:
+    """Keep the history quick to read where nobody runs upkeep: each load adds a file."""
+    table = lake.table(LOADS)
+    if table is not None and len(table.file_uris()) > _MOST_FILES and not lake.is_rehearsal:
+        try:
+            rewritten(lake, LOADS, datetime.now(UTC))
+        except FAILURES as failure:
+            # The load itself went well.
+            log.info("%s: not compacted: %s", LOADS, failure)
 
 
 def remember(desk: Desk, system: str, table: str, files: Iterable[LoadedFile]) -> None:
@@ -163,7 +192,7 @@ def delivered(desk: Desk, system: str) -> Mapping[str, Mapping[str, str]]:
     return {table: json.loads(text) for table, text in rows}
 
 
-def _checked_lately(desk: Desk) -> set[tuple[str, str]]:
+def _checked_lately(desk: Desk, since: datetime) -> set[tuple[str, str]]:
     """Tables whose last load is told of already. After a failure it matters that one succeeds."""
     known = desk.lake.table(LOADS)
     if known is None:
@@ -173,7 +202,7 @@ def _checked_lately(desk: Desk) -> set[tuple[str, str]]:
         group by all having max(finished_at) > ? and arg_max(status, finished_at) <> 'failed'
     """
     with desk.session() as connection:
-        return set(connection.execute(sql, [now() - CHECK_AGAIN]).fetchall())
+        return set(connection.execute(sql, [since]).fetchall())
 
 
 def _load_row(load_id: str, table: TableLoad) -> dict[str, object]:

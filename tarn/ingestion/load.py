@@ -76,7 +76,8 @@ def load_table(
         _check_may_limit(landed, terms, options.dry_run)
     if options.backfill:
         return _backfill(load, source, terms, landed, task)
-    is_anew = bool(options.full_refresh or options.limit or is_unfinished(load.desk.lake, name))
+    is_anew = options.full_refresh or (bool(options.limit) and not options.dry_run)
+    is_anew = is_anew or is_unfinished(load.desk.lake, name)
     return _load(load, source, terms, replace(landed, is_anew=is_anew), task)
 
 

@@ -25,7 +25,7 @@ from tarn.ingestion.declarations import Declared
 from tarn.ingestion.declarations.base import Table
 from tarn.ingestion.intake import Load, sql_type
 from tarn.ingestion.landed import LOADED_AT, SOURCE_FILE, Desk, Landed
-from tarn.ingestion.ledger import LOADS, Counts, TableLoad, now, record, remembered
+from tarn.ingestion.ledger import Counts, TableLoad, now, record, remembered
 from tarn.ingestion.load import child_spec, load_rows
 from tarn.ingestion.objects import ID, ROOT_ID
 from tarn.ingestion.quarantine import UNREAD, name_of, remove, rows_of
@@ -34,6 +34,7 @@ from tarn.ingestion.sources import BATCH_ROWS, Extract
 from tarn.progress import Task
 from tarn.storage.duck import literal, quoted, select_from
 from tarn.storage.lake import OWN_SCHEMA
+from tarn.storage.loads import LOADS
 
 MARK = "tarn.replay"
 _ID, _SEEN = "_id", "_seen"

@@ -27,16 +27,31 @@ def workspace(work_dir: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def is_taken(work_dir: Path, system: str) -> bool:
+    """Whether a process of this machine loads the system just now."""
+    work_dir.mkdir(parents=True, exist_ok=True)
+    with _lock(work_dir, system).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
 @contextmanager
 def alone(work_dir: Path, system: str) -> Iterator[None]:
     """Wait until no other process loads the system. The lock ends with its process."""
-    with (work_dir / f"ingestion-{system}.lock").open("w") as lock:
+    with _lock(work_dir, system).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             log.warning("%s is being loaded by another process, waiting for it", system)
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+def _lock(work_dir: Path, system: str) -> Path:
+    return work_dir / f"ingestion-{system}.lock"
 
 
 def _is_running(process: str) -> bool:

@@ -50,16 +50,19 @@ def read_release(connection: duckdb.DuckDBPyConnection) -> Release:
 
 
 def landing_page(
-    exposures: Sequence[Exposure], manifest: Mapping[str, Any], release: Release
+    exposures: Sequence[Exposure],
+    manifest: Mapping[str, Any],
+    release: Release,
+    more: Sequence[Mapping[str, str]] = (),
 ) -> str:
-    """The page itself. Links lead to the site's other pages."""
+    """The page itself. Links lead to the site's other pages, `more` among them."""
     outputs = [_output(e) for e in exposures if not isinstance(e.run, Dashboard | Docs)]
     return pages.render(
         "index.html.j2",
         project=project_title(manifest),
         release=release,
         as_of=None,
-        pages=[*_dashboards(exposures), *_OWN_PAGES],
+        pages=[*_dashboards(exposures), *_OWN_PAGES, *more],
         outputs=sorted(outputs, key=lambda output: (output["kind"], output["title"])),
         schemas=_schemas(release, _nodes_by_table(manifest)),
         example=".".join(release.tables[0][:2]),

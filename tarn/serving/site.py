@@ -6,17 +6,18 @@ bytes again for the same release and declarations.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import duckdb
 
-from tarn.serving import pages
+from tarn.serving import loads, pages
 from tarn.serving.dashboards import as_of, draw
 from tarn.serving.declarations import Dashboard, Exposure, read_exposures
 from tarn.serving.documentation import generate_dbt_docs, write_dbt_page, write_lineage
@@ -24,6 +25,7 @@ from tarn.serving.landing import documented, landing_page, project_title, read_r
 from tarn.serving.metrics import MetricCompiler
 from tarn.settings import settings
 from tarn.storage import catalog
+from tarn.storage.loads import TableStatus
 
 FOLDER = "site"
 
@@ -41,8 +43,11 @@ class Site:
         return self.folder / "index.html"
 
 
-def build_site() -> Site:
-    """Document the project and draw its dashboards from the current release, into `site/`."""
+def build_site(tables: Sequence[TableStatus] = ()) -> Site:
+    """Document the project and draw its dashboards from the current release, into `site/`.
+
+    `tables` is where the loads of source tables stand.
+    """
     here = settings()
     folder, scratch = here.project_dir / FOLDER, here.project_dir / "target"
     with (
@@ -53,7 +58,7 @@ def build_site() -> Site:
         # Starting a JavaScript engine takes two seconds, which pass while dbt works.
         beside.submit(pages.library)
         target = generate_dbt_docs(here)
-        names = write_pages(draft, here.project_dir, target, connection)
+        names = write_pages(draft, here.project_dir, target, connection, tables)
         write_dbt_page(target, draft / "dbt")
         write_lineage(target, draft / "lineage")
         release = read_release(connection).number
@@ -61,9 +66,14 @@ def build_site() -> Site:
 
 
 def write_pages(
-    folder: Path, project: Path, target: Path, connection: duckdb.DuckDBPyConnection
+    folder: Path,
+    project: Path,
+    target: Path,
+    connection: duckdb.DuckDBPyConnection,
+    tables: Sequence[TableStatus] = (),
 ) -> list[str]:
-    """Write the landing page and every dashboard declared; gives the dashboards' page names.
+    """Write the landing page, that of loads and every dashboard declared; gives the dashboards'
+    page names.
 
     `target` holds dbt's manifest and semantic manifest.
     """
@@ -78,7 +88,10 @@ def write_pages(
             page = _dashboard(exposure, exposure.run, connection, metrics, common)
             _write(folder / _dashboard_file(exposure.run.page), page)
             names.append(exposure.run.page)
-    _write(folder / "index.html", landing_page(exposures, manifest, release))
+    if tables:
+        _write(folder / loads.PAGE, loads.loads_page(tables, _now(), **common))
+    cards = [loads.CARD] if tables else []
+    _write(folder / "index.html", landing_page(exposures, manifest, release, cards))
     return names
 
 
@@ -102,6 +115,10 @@ def _dashboard(
         themes=pages.themes(),
         library=pages.library() if charts else None,
     )
+
+
+def _now() -> datetime:
+    return datetime.now(UTC).replace(tzinfo=None)
 
 
 def _dashboard_file(page: str) -> str:

@@ -2,9 +2,7 @@
 
 from tarn.storage.duck import select_from, session
 from tarn.storage.lake import Lake
-
-LOADS = "tarn.loads"
-DRIFT = "tarn.drift"
+from tarn.storage.loads import DRIFT, LOADS
 
 
 def blocked_tables(lake: Lake) -> frozenset[str]:

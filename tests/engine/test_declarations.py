@@ -72,8 +72,6 @@ def test_the_published_schema_refuses_what_the_engine_refuses() -> None:
         ("kind: sql", "kind: sq", "shop.yml:4: unknown kind 'sq_database'; did you mean 'sql_data"),
         ("kind: sql_database\n", "", "shop.yml:1: key 'kind' is missing; known: sql_database, "),
         ("write: merge", "write: upsert", "shop.yml:11: tables.orders.write: Input should be 'app"),
-        ("    write: merge\n", "", "shop.yml:8: key 'write' is missing"),
-        ("    primary_key: [order_id]\n", "", "shop.yml:8: tables.orders: write: merge needs a p"),
         ('"0 2 * * *"', "daily", "shop.yml:6: schedule: 'daily' is not a cron expression"),
         ("write: merge", "columns: {a: varchar}", "shop.yml:11: tables.orders.columns.a: unknown"),
         ("write: merge", "write: replace", "tables.orders: write: replace reads everything each t"),
@@ -89,6 +87,18 @@ def test_a_mistake_names_its_line_and_the_nearest_key(
 ) -> None:
     assert before in GOOD
     assert told in _mistake(tmp_path, GOOD.replace(before, after))
+
+
+@pytest.mark.parametrize(
+    ("left_out", "told"),
+    [
+        ("    write: merge\n", "shop.yml:8: key 'write' is missing"),
+        ("    primary_key: [order_id]\n", "shop.yml:8: tables.orders: write: merge needs a p"),
+    ],
+)
+def test_what_no_database_can_tell_must_be_said(tmp_path: Path, left_out: str, told: str) -> None:
+    files = GOOD.replace("sql_database", "files") + "    path: '*.csv'\n"
+    assert told in _mistake(tmp_path, files.replace(left_out, ""))
 
 
 def test_all_mistakes_of_a_file_are_told_at_once_and_in_order(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ BLOCK = re.compile(
     [
         ("start-a-project", "shop/lake/marts/fct_baskets"),
         ("add-a-source", "lake/raw_weather/measurements"),
+        ("run-loads", "load.yml"),
         ("catalogue-media", "lake/quarantine_photos/files"),
         ("read-another-lake", "lake/raw_partner/stock"),
         ("read-a-share", "lake/raw_panel/household_demographics"),

@@ -226,13 +226,13 @@ def test_a_full_refresh_replaces_in_one_commit_and_takes_a_new_type(
     before = project.versions()["raw_shop.sales"]
     assert load(full_refresh=True)["sales"].status == "loaded"
     assert project.versions()["raw_shop.sales"] == before + 1
-    assert notes(project) == {1: 9}  # type: ignore[comparison-overlap]
+    assert project.rows("raw_shop.sales", "note") == [{"note": 9}]
     assert project.types("raw_shop.sales")["note"] == "int64"
     assert load()["sales"].status == "unchanged"
     project.sql("delete from sales;")
     refused = load(full_refresh=True)["sales"]
     assert "the source is empty, the table has 1 rows" in str(refused.error)
-    assert notes(project) == {1: 9}  # type: ignore[comparison-overlap]
+    assert project.rows("raw_shop.sales", "note") == [{"note": 9}]
 
 
 def test_a_full_refresh_forgets_files_that_were_loaded(project: Project) -> None:
@@ -277,12 +277,13 @@ def test_a_dry_run_writes_nothing(
     before = files_of(project)
     found = load(dry_run=True, **options)
     assert files_of(project) == before
+    done = load()
     if not options:
-        assert counts_of(found["coupons"])[1:3] == (1, 1)
+        assert {name: counts_of(table) for name, table in found.items()} == {
+            name: counts_of(table) for name, table in done.items()
+        }
         assert found["coupons"].notes == ("new column colour (text)",)
         assert found["sales"].columns == {"id": "bigint", "note": "text", "sold_at": "timestamp"}
-        assert counts_of(found["sales"])[1] == counts_of(found["ids"])[1] == 1
-    load()
     assert len(project.rows("raw_shop.sales")) == 6
 
 

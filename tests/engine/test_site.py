@@ -16,7 +16,7 @@ from tests.engine.browser import DESKTOP, PHONE, chromium, opened
 from tests.engine.conftest import run
 
 DASHBOARD = "dashboards/sales.html"
-PAGES = ("index.html", DASHBOARD, "dbt/index.html", "lineage/index.html")
+PAGES = ("index.html", DASHBOARD, "dbt/index.html", "lineage/index.html", "loads.html")
 SIZES = pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
 
 

@@ -11,12 +11,14 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import jsonschema  # type: ignore[import-untyped]
 import psycopg
 import pyarrow as pa
 import pytest
+import yaml
 
 from tarn.errors import TarnError
-from tarn.ingestion.declarations import FOLDER, declare
+from tarn.ingestion.declarations import FOLDER, declare, schema_text
 from tarn.ingestion.sources.sql_database import SqlDatabase
 from tarn.settings import settings
 from tests.engine.ingesting import Project, counts_of, project
@@ -249,6 +251,31 @@ def test_a_whole_database_lands_by_pattern_whatever_its_names(
         "order_x_s_big_lines": ("merge", ("select",)),
         "x": ("replace", ()),
     }
+
+
+def test_keys_of_any_type_are_merged_by(project: Project, postgres: str) -> None:
+    address = database(postgres, "keys")
+    keys = {
+        "raw": ("bytea", "'\\x00ff'", "'\\x01'"),
+        "at": ("timestamptz", "'2017-01-01 00:00+02'", "'2017-01-02'"),
+        "big": ("numeric(20, 0)", "18446744073709551615", "1"),
+        "loose": ("numeric", "1.5", "2"),
+        "fraction": ("double precision", "0.1", "'NaN'"),
+        "words": ("text", "'ä'", "''"),
+        "id": ("uuid", "'a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11'", "gen_random_uuid()"),
+        "flag": ("boolean", "true", "false"),
+    }
+    for name, (kind, one, two) in keys.items():
+        _pg(address, f"create table by_{name} (k {kind} primary key, n int)")
+        _pg(address, f"insert into by_{name} values ({one}, 1), ({two}, 1)")
+    _declare(project, address, 'include: ["*"]')
+    assert {counts_of(load) for load in project.load().values()} == {(2, 2, 0, 0)}
+    for name, (_, one, _) in keys.items():
+        _pg(address, f"update by_{name} set n = 2 where k = {one}")
+    loads = {name: (load.error, counts_of(load)) for name, load in project.load().items()}
+    assert loads == {f"by_{name}": (None, (2, 1, 0, 1)) for name in keys}
+    for name in keys:
+        assert [row["n"] for row in project.rows(f"raw_shop.by_{name}", "n", "n")] == [1, 2]
 
 
 def test_a_table_of_1600_columns(project: Project, postgres: str) -> None:
@@ -491,7 +518,7 @@ def _error(project: Project) -> str:
         (lambda url: url.replace("p%40ss", "wrong"), "password authentication failed"),
         (lambda url: url.replace("127.0.0.1", "nowhere.invalid"), "cannot open postgresql"),
         (lambda url: url.replace("refused", "absent"), 'database "absent" does not exist'),
-        (lambda url: url.replace("postgresql", "oracle"), "install the driver"),
+        (lambda url: url.replace("postgresql", "oracle").replace("refused", "x"), "install the"),
         (lambda url: url.replace("postgresql", "nosql"), "install the driver"),
         (lambda url: "nonsense", "connection is no database address"),
     ],
@@ -512,7 +539,8 @@ def test_a_database_that_cannot_be_opened_says_why_once(
     ("change", "told"),
     [
         (lambda url: url.replace("p%40ss", "wrong"), "Access denied for user 'tarn'"),
-        (lambda url: url + "_absent", "database"),
+        (lambda url: url + "_absent", "Unknown database 'refused_absent'"),
+        (lambda url: url.removesuffix("/refused"), "the address names no database"),
         (lambda url: url.replace("127.0.0.1", "nowhere.invalid"), "Can't connect to MySQL server"),
     ],
 )
@@ -644,6 +672,16 @@ def test_mistakes_in_a_declaration_are_told(project: Project, rest: str, told: s
     _declare(project, "sqlite:///shop.db", rest)
     with pytest.raises(TarnError, match=told):
         declare(project.path / "ingestion/shop.yml")
+
+
+@pytest.mark.parametrize("rest", ["tables:\n  t:", 'include: ["main.*"]', 'include: ["*.t"]'])
+def test_little_need_be_said(project: Project, rest: str) -> None:
+    project.sql("create table t (a int primary key); insert into t values (1)")
+    _declare(project, "sqlite:///shop.db", rest)
+    schema = json.loads(schema_text())
+    jsonschema.validate(yaml.safe_load((project.path / "ingestion/shop.yml").read_text()), schema)
+    assert counts_of(project.load()["t"]) == (1, 1, 0, 0)
+    assert _source(project).tables["t"].write == "merge"
 
 
 def test_a_merge_without_any_key_is_told(project: Project) -> None:

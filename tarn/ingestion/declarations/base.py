@@ -1,14 +1,18 @@
 """What the declaration of every kind of system may say."""
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Literal, TypeAlias
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from croniter import croniter  # type: ignore[import-untyped]
+from croniter import CroniterBadDateError, croniter  # type: ignore[import-untyped]
 from pydantic import AfterValidator, Field, WithJsonSchema, field_validator, model_validator
 
 from tarn.ingestion.types import TYPE_PATTERN, named
 from tarn.strict_yaml import Spec
 
+_CRON = re.compile(r"[\d*/,-]+( [\d*/,-]+){2} [\w*/,-]+ [\w*/,-]+", re.ASCII)
+"""What every cron understands: five fields, names of months and weekdays."""
 _RESERVED = ("_load_id", "_loaded_at", "_source_file", "_place")
 
 Name: TypeAlias = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
@@ -112,11 +116,28 @@ class System(Spec):
     description: str
     owner: Owner
     schedule: str | None = None
-    """When the system is to be loaded, as a cron expression."""
+    """When the system is to be loaded, as a cron expression of five fields. Sunday is 0 or 7."""
+    timezone: str = "UTC"
+    """Time zone of the schedule: Europe/Berlin."""
 
     @field_validator("schedule")
     @classmethod
     def _is_cron(cls, schedule: str | None) -> str | None:
-        if schedule is not None and not croniter.is_valid(schedule):
+        if schedule is None:
+            return None
+        if not _CRON.fullmatch(schedule) or not croniter.is_valid(schedule):
             raise ValueError(f'{schedule!r} is not a cron expression such as "0 2 * * *"')
+        try:
+            croniter(schedule).get_next()
+        except CroniterBadDateError as error:
+            raise ValueError(f"{schedule!r} is a time that never comes") from error
         return schedule
+
+    @field_validator("timezone")
+    @classmethod
+    def _is_zone(cls, timezone: str) -> str:
+        try:
+            ZoneInfo(timezone)
+        except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+            raise ValueError(f"{timezone!r} is no time zone such as Europe/Berlin") from error
+        return timezone

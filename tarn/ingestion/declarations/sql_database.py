@@ -1,8 +1,8 @@
 """Tables of a database."""
 
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from tarn.ingestion.declarations.base import Name, System, Table
 
@@ -11,6 +11,8 @@ Pattern: TypeAlias = Annotated[str, Field(pattern=r"^[^.]+(\.[^.]+)?$")]
 
 
 class SqlTable(Table):
+    model_config = ConfigDict(json_schema_extra={"type": ["object", "null"]})
+
     table: str | None = None
     """Name of the table or view in the database, if it differs from the key."""
     db_schema: str | None = Field(None, alias="schema")
@@ -29,6 +31,11 @@ class SqlTable(Table):
     def is_open(self) -> bool:
         """Whether the database is to say how the table is written."""
         return "write" not in self.model_fields_set
+
+    @model_validator(mode="before")
+    @classmethod
+    def _may_say_nothing(cls, data: Any) -> Any:
+        return {} if data is None else data
 
     @model_validator(mode="after")
     def _write_fits(self) -> "SqlTable":

@@ -226,7 +226,7 @@ def _rewrite_table(
     if watcher:
         watcher.begin(name)
     try:
-        result = _rewritten(lake, name, now, dry_run)
+        result = rewritten(lake, name, now, dry_run)
     except FAILURES as error:
         result = TableUpkeep(name, note=_told(error, name), failed=True)
     if watcher:
@@ -234,7 +234,8 @@ def _rewrite_table(
     return result
 
 
-def _rewritten(lake: Lake, name: str, now: datetime, dry_run: bool) -> TableUpkeep:
+def rewritten(lake: Lake, name: str, now: datetime, dry_run: bool = False) -> TableUpkeep:
+    """Compact and cool one table, as its policy says."""
     table = lake.table(name)
     if table is None:
         return TableUpkeep(name)

@@ -10,8 +10,9 @@ import pyarrow as pa
 from python_calamine import CalamineError, CalamineWorkbook
 
 from tarn.ingestion.landed import PLACE, SOURCE_FILE
-from tarn.ingestion.sources import BATCH_ROWS, Rejected
+from tarn.ingestion.sources import BATCH_ROWS, Rejected, column_names
 from tarn.ingestion.sources.files.broken import BrokenFileError
+from tarn.ingestion.sources.files.faulty import faulty_cells
 
 _ERRORS = ("#DIV/0!", "#N/A", "#NAME?", "#NULL!", "#NUM!", "#REF!", "#VALUE!", "#GETTING_DATA")
 _EXACT = 2**53
@@ -92,14 +93,20 @@ class Sheet:
             if isinstance(sheet, int) and sheet > len(names):
                 raise BrokenFileError(f"no sheet {sheet}; it has {len(names)}")
             self.sheet = sheet if isinstance(sheet, str) else names[sheet - 1]
-            return list(book.get_sheet_by_name(self.sheet).to_python(skip_empty_area=False))
+            rows = list(book.get_sheet_by_name(self.sheet).to_python(skip_empty_area=False))
         except (CalamineError, OSError, ValueError) as error:
             raise BrokenFileError(f"it is no workbook that can be read: {error}") from error
+        for row, column, text in faulty_cells(file, names.index(self.sheet)):
+            # They come as if they were empty.
+            if row < len(rows) and column < len(rows[row]):
+                rows[row][column] = text
+        return rows
 
     def _type(self, index: int, title: str, wanted: pa.Schema | None) -> pa.DataType:
         values = [row[index] for row in self.rows if index < len(row)]
         values = [value for value in values if value != "" and value not in _ERRORS]
-        known = wanted.field(title).type if wanted is not None and title in wanted.names else None
+        (name,) = column_names([title], self.name)
+        known = wanted.field(name).type if wanted is not None and name in wanted.names else None
         fitting = sum(_fits(value, known) for value in values) if known is not None else 0
         if known is not None and fitting * 2 >= len(values):
             return known

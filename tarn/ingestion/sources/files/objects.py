@@ -73,7 +73,7 @@ class JsonFile:
 
     def _is_lines(self) -> bool:
         """Whether the first line is a value by itself, and not the only one."""
-        with self._opened() as text:
+        with self._opened("surrogateescape") as text:
             first = next((line for line in text if line.strip()), "").strip()
             more = any(line.strip() for line in text)
         if not first:
@@ -212,21 +212,21 @@ def _depth(value: Any) -> int:
 
 def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if twice := _clashing(tuple(key for key, _ in pairs)):
-        raise _NotRowError(f"key {twice} is given twice")
+        raise _NotRowError(f"key {twice}")
     return dict(pairs)
 
 
 @lru_cache(4096)
 def _clashing(keys: tuple[str, ...]) -> str | None:
-    """A key that another has the same column name as."""
+    """A key that is no column's name, or the same as another's, and which of both."""
     naming = NamingConvention()
     seen: set[str] = set()
     for key in keys:
         name = naming.normalize_identifier(key) if key.strip() else ""
         if not name:
-            return repr(key) + " (which is no name)"
+            return f"{key!r} is no name"
         if name in seen:
-            return repr(key)
+            return f"{key!r} is given twice"
         seen.add(name)
     return None
 

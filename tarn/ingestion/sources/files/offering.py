@@ -153,13 +153,12 @@ def _key(sample: pa.Table) -> str | None:
     """A column that tells the rows apart, if one is called like that."""
     if sample.num_rows < 2:
         return None
-    for i, name in enumerate(sample.schema.names):
+    for name in sample.schema.names:
         is_called = re.search(r"(^|_)(id|key|code|number|no|nr|uuid)$", name) is not None
         column = sample.column(name)
-        nested = pa.types.is_nested(column.type)
-        may_be = is_called or (i == 0 and name == "id")
-        is_full = not nested and not column.null_count
-        if may_be and is_full and len(column.unique()) == sample.num_rows:
+        if not is_called or pa.types.is_nested(column.type) or column.null_count:
+            continue
+        if len(column.unique()) == sample.num_rows:
             return str(name)
     return None
 

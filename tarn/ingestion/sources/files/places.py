@@ -179,7 +179,12 @@ class Sftp(Place):
         }
         given = {key: value for key, value in options.items() if value is not None}
         return SSHFileSystem(
-            self.parts.hostname, connect_timeout=_SECONDS, skip_instance_cache=True, **given
+            self.parts.hostname,
+            # Without it, sshfs trusts every server.
+            known_hosts=_known_hosts(),
+            connect_timeout=_SECONDS,
+            skip_instance_cache=True,
+            **given,
         )
 
     def list(self, pattern: str) -> list[Found]:
@@ -221,12 +226,20 @@ class Sftp(Place):
         except asyncssh.HostKeyNotVerifiable as error:
             fix = f"add its key to ~/.ssh/known_hosts: ssh-keyscan {host}, and compare it"
             raise TarnError(f"the key of {host} is not known", self.where, fix) from error
-        except asyncssh.PermissionDenied as error:
-            what = f"{host} does not accept the user, password or key"
-            raise TarnError(what, self.where, "mend the connection") from error
+        except (asyncssh.PermissionDenied, PermissionError) as error:
+            what = f"{host} does not accept the user, password or key, or for this folder"
+            raise TarnError(
+                what, self.where, "mend the connection, or the folder's rights"
+            ) from error
         except (asyncssh.Error, ConnectionError, TimeoutError) as error:
             what = f"{host} cannot be read: {masked(str(error), [self.parts.password or ''])}"
             raise TarnError(what, self.where, "check that it runs and the port") from error
+
+
+def _known_hosts() -> bytes:
+    """The user's and the machine's lists of servers and their keys."""
+    lists = (Path.home() / ".ssh/known_hosts", Path("/etc/ssh/ssh_known_hosts"))
+    return b"\n".join(each.read_bytes() for each in lists if each.is_file())
 
 
 class Web(Place):
@@ -257,26 +270,27 @@ class Web(Place):
         return [each for each in found if each]
 
     def look(self, path: str) -> Found | None:
-        with self._answer("HEAD", self._at(path), missing=True) as answer:
-            if answer.status_code in (405, 501):
-                return Found(path, -1, NEVER)
-            if answer.status_code == 404:
-                return None
-            told = answer.headers
+        for method in ("HEAD", "GET"):
+            with self._answer(method, self._at(path), missing=True) as answer:
+                told, code = answer.headers, answer.status_code
+            if code not in (405, 501):
+                break
+        if code != 200:
+            return None
         changed = _http_time(told.get("last-modified"))
         tag = told.get("etag") if changed == NEVER else None
-        size = -1 if "content-encoding" in told else int(told.get("content-length") or -1)
+        size = int(told.get("content-length") or -1)
         return Found(path, size, changed, tag)
 
     def fetch(self, path: str, target: Path) -> Path:
-        with self._answer("GET", self._at(path)) as answer, target.open("wb") as written:
-            for chunk in answer.iter_content(_CHUNK):
-                written.write(chunk)
+        with self._answer("GET", self._at(path)) as answer:
+            with target.open("wb") as written:
+                for chunk in answer.iter_content(_CHUNK):
+                    written.write(chunk)
             expected = answer.headers.get("content-length")
-            if expected and "content-encoding" not in answer.headers:
-                got = target.stat().st_size
-                if got != int(expected):
-                    raise OSError(f"{got} of {expected} bytes came")
+        if expected and target.stat().st_size != int(expected):
+            what = f"{target.stat().st_size} of {expected} bytes came of {path}"
+            raise TarnError(what, self.where, "load again")
         return target
 
     def _at(self, path: str) -> str:

@@ -87,6 +87,7 @@ class Reading:
         self.paths: list[str] = []
         """Of the files that are read."""
         self.notes: list[str] = []
+        self.spelt: dict[str, str] = {}
 
     def take(self, copy: Copy) -> None:
         """Open and check a file; what is wrong with it is kept."""
@@ -129,7 +130,7 @@ class Reading:
         schema = self._schema_of(parts)
         required = [*self.spec.primary_key, *self.spec.contract.required]
         gone = [name for name in required if name not in schema.names]
-        if self.format != "json" and gone:
+        if gone and self.format != "json":
             raise BrokenFileError(f"no column {', '.join(gone)}")
         return Opened(copy.found, parts, names, schema)
 
@@ -144,7 +145,7 @@ class Reading:
             sheet.check()
             return sheet
         told = self.spec.csv
-        file, guessed = in_utf8(content.file, told.encoding, scratch)
+        file, guessed = in_utf8(content.file, told.encoding, scratch, self.format == "csv")
         if guessed:
             self.notes.append(f"{content.name}: read as {guessed}, for it is not UTF-8")
         if self.format == "json":
@@ -162,6 +163,7 @@ class Reading:
             else:
                 found = part.schema
             names = column_names(found.names, self.where)
+            self.spelt.update(zip(names, found.names, strict=True))
             for name, field in zip(names, found, strict=True):
                 fields[name] = _wider(fields.get(name), pa.field(name, field.type))
         return pa.schema(list(fields.values()))

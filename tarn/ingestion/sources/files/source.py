@@ -76,6 +76,7 @@ class Files(Source):
         return Extract(
             reading.open,
             is_objects=format == "json",
+            spelt=reading.spelt,
             redelivered="true" if spec.primary_key else None,
             is_changed=True,
             files=reading.paths if _has_rows_of(reading.paths, spec, landed) else (),

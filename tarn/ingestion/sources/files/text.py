@@ -16,18 +16,23 @@ _MARKS = {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
-_WESTERN = {
-    *range(0xA0, 0x100),
-    *map(ord, "\u20ac\u0152\u0153\u0160\u0161\u017d\u017e\u0178"),
-    *range(0x2013, 0x2031),
-    0x2122,
-}
-"""Letters and signs that Western Europe writes and cp1252 has."""
+_UNWESTERN = re.compile(
+    "[^\\x00-\\x7f\\xa0-\\xff\\u2013-\\u2030\\u20ac\\u2122\\u0152\\u0153\\u0178]"
+    "|[\\xfe\\xf0\\xfd\\xde\\xd0\\xdd]|\\xf5(?!e)|[a-z\\xe0-\\xff][\\xc0-\\xde\\u0178]"
+    "|[^\\W\\d_][\\xa3\\xb9\\xbf\\xbc\\xbe\\xb1\\xa2\\xa5\\xa7\\xa6\\xa4\\xac]"
+    "|[\\xa3\\xb3\\xb9\\xbc\\xbe\\xb1\\xa2\\xa5\\xa6\\xa4\\xac][^\\W\\d_]"
+)
+"""What text in another encoding looks like when read as cp1252: letters that Western Europe does
+not write, capitals within words, signs that touch letters."""
+_MOST_ACCENTED = 0.35
+"""Share of letters; Greek or Russian read as cp1252 has nothing else."""
 _SAMPLE = 1 << 16
 _VALID = re.compile(rb"[\xc2-\xf4][\x80-\xbf]+")
 
 
-def in_utf8(file: Path, declared: str | None, scratch: Path) -> tuple[Path, str | None]:
+def in_utf8(
+    file: Path, declared: str | None, scratch: Path, may_guess: bool = True
+) -> tuple[Path, str | None]:
     """The file in UTF-8 without mark, and the encoding it was in if nothing in it said so.
 
     Single bytes that are not UTF-8 are left to the reader. Raises BrokenFileError for text in an
@@ -39,8 +44,8 @@ def in_utf8(file: Path, declared: str | None, scratch: Path) -> tuple[Path, str 
         return _decoded(file, declared, scratch), None
     if (encoding := _marked(head)) or (encoding := _wide(head)):
         return _decoded(file, encoding, scratch), None
-    foreign = _foreign(file)
-    if not foreign or declared or _VALID.search(foreign):
+    foreign = _foreign(file) if may_guess and not declared else b""
+    if not foreign:
         return file, None
     encoding = _guessed(foreign)
     return _decoded(file, encoding, scratch), encoding
@@ -64,16 +69,23 @@ def _wide(head: bytes) -> str | None:
 
 
 def _foreign(file: Path) -> bytes:
-    """Lines that are not UTF-8, as many as a sample holds; none if all of the file is."""
+    """Lines that are not UTF-8, as many as a sample holds; none if others show that all is
+    meant to be."""
     found = b""
     with file.open("rb") as opened:
-        for line in _pieces(opened):
+        for block in _pieces(opened):
+            if block.isascii():
+                continue
             try:
-                line.decode()
+                block.decode()
+                lines = [block]
             except UnicodeDecodeError:
-                found += b"".join(_undecodable(line))[:_SAMPLE]
-                if len(found) >= _SAMPLE:
-                    break
+                lines = block.splitlines(keepends=True)
+            for line in lines:
+                if _VALID.search(line):
+                    return b""
+                if not line.isascii() and len(found) < _SAMPLE:
+                    found += line
     return found
 
 
@@ -89,26 +101,19 @@ def _pieces(opened: BinaryIO) -> Iterator[bytes]:
     yield rest
 
 
-def _undecodable(block: bytes) -> Iterator[bytes]:
-    for line in block.splitlines(keepends=True):
-        try:
-            line.decode()
-        except UnicodeDecodeError:
-            yield line
-
-
 def _guessed(sample: bytes) -> str:
     """cp1252, where nothing speaks against it; raises BrokenFileError else."""
     from charset_normalizer import from_bytes
 
-    best = from_bytes(sample).best()
     try:
         text = sample.decode("cp1252")
     except UnicodeDecodeError:
         text = ""
-    strange = {ord(sign) for sign in text if ord(sign) > 127} - _WESTERN
-    if text and not strange and (best is None or str(best) == text):
+    letters = [sign for sign in text if sign.isalpha()]
+    accented = sum(not sign.isascii() for sign in letters)
+    if text and not _UNWESTERN.search(text) and accented <= _MOST_ACCENTED * len(letters):
         return "cp1252"
+    best = from_bytes(sample).best()
     guess = f"; it may be {best.encoding}" if best else ""
     raise BrokenFileError(f"it is not in UTF-8{guess}: say csv: {{encoding: …}}")
 

@@ -19,7 +19,14 @@ from tarn.ingestion.declarations.sql_database import SqlTable
 from tarn.ingestion.landed import Landed
 from tarn.ingestion.options import Span
 from tarn.ingestion.sources import Extract, Offered, Source
-from tarn.ingestion.sources.sql_database.addresses import engine_of, opened, reason, shown, url_of
+from tarn.ingestion.sources.sql_database.addresses import (
+    engine_of,
+    opened,
+    reason,
+    secrets_of,
+    shown,
+    url_of,
+)
 from tarn.ingestion.sources.sql_database.choices import (
     Choice,
     before,
@@ -52,7 +59,7 @@ class SqlDatabase(Source):
         self.declared = declared
         self.where = declared.file.where("connection")
         self.url = url_of(str(declared.system.connection), home.project_dir, self.where)
-        self.secrets = frozenset([self.url.password] if self.url.password else [])
+        self.secrets = secrets_of(self.url)
         self.database = Database(engine_of(self.url, self.where), self.where)
 
     @property

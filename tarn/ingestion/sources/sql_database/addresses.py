@@ -14,10 +14,11 @@ from tarn.ingestion.masking import masked
 _DRIVERS = {
     "postgres": "postgresql+psycopg",
     "postgresql": "postgresql+psycopg",
+    "postgresql+psycopg2": "postgresql+psycopg",
     "mysql": "mysql+pymysql",
     "mariadb": "mariadb+pymysql",
 }
-"""The drivers that are installed, for addresses that name none."""
+"""The drivers that are installed, for addresses that name none, or the older one."""
 _WAIT_SECONDS = "15"
 _FIX = "check that the database runs and that address, name and password are right"
 
@@ -40,6 +41,12 @@ def url_of(address: str, project: Path, where: str) -> sa.URL:
             f"no database file {url.database}", where, "check the path; is it made yet?"
         )
     return url.set(database=str(path))
+
+
+def secrets_of(url: sa.URL) -> frozenset[str]:
+    """Passwords, wherever an address may have them."""
+    given = [url.password, *url.normalized_query.get("password", ())]
+    return frozenset(each for each in given if each)
 
 
 def engine_of(url: sa.URL, where: str) -> sa.Engine:

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import sqlalchemy as sa
 from sqlalchemy.engine.reflection import Inspector, ObjectKind, ObjectScope
 
+from tarn.errors import TarnError
 from tarn.ingestion.sources.sql_database.addresses import opened
 from tarn.ingestion.sources.sql_database.names import lake_names
 
@@ -79,6 +80,9 @@ class Database:
     def places(self, schema: str | None) -> list[Place]:
         """Tables and views of a schema. Partitions of a table, and what an extension brought,
         are parts of something else."""
+        if schema is None and self.engine.dialect.name in ("mysql", "mariadb"):
+            fix = "add it to the address, or say schema: and patterns such as sales.*"
+            raise TarnError("the address names no database", self.where, fix)
         if schema not in self._listed:
             with opened(self.engine, self.where) as connection:
                 self._listed[schema] = self._list(connection, schema)
@@ -106,6 +110,8 @@ class Database:
             schemas: Collection[str | None] = [self.default]
             if dot:
                 schemas = [n for n in self.schemas if fnmatchcase(n, schema)]
+            if self.default is None and "main" in schemas:
+                schemas = [None]
             for each in schemas:
                 names = self.places(each)
                 found |= dict.fromkeys(p for p in names if fnmatchcase(p[1], table))

@@ -1,4 +1,4 @@
-"""Which marks separate a table's fields and records: those that make it the most regular."""
+"""Which marks separate a text table's fields and records: those that make it most regular."""
 
 import csv
 import re
@@ -16,7 +16,6 @@ SEPARATOR = b"\x1f"
 _DELIMITERS = (b",", b";", b"\t", b"|", b"^", b"~", SEPARATOR, b"\x01", b":", b" ")
 _PAIRS = (b", ", b"; ", b"||", b"::")
 _STRONG = re.compile(r"[,;\t|^~\x1f\x01]")
-_QUOTES = (b'"', b"'", None)
 _SAMPLED = 60
 _CLEAR = 0.03
 """Two dialects closer than this explain a file equally well."""
@@ -46,11 +45,11 @@ def sniff(head: bytes, delimiter: str | None, quote: str | None, escape: str | N
 
     What is not None is settled. Raises BrokenFileError if two dialects fit equally well.
     """
-    newline = b"\r" if b"\r" in head and b"\n" not in head else b"\n"
     found = [
         _tried(head, spelled, Dialect(SEPARATOR if len(spelled) > 1 else spelled, q, e, newline))
+        for newline in _newlines(head)
         for spelled in _spellings(head, delimiter)
-        for q in _quotes(head, quote)
+        for q in _quotes(head, quote, spelled)
         for e in _escapes(head, q, escape)
     ]
     best = max(found, key=lambda each: each.score)
@@ -81,7 +80,16 @@ def cells(text: bytes, dialect: Dialect) -> list[str]:
 def is_value(cell: str) -> bool:
     """Whether a cell holds a number, a date or a time: no column is called so."""
     cell = cell.strip()
-    return bool(cell) and bool(NUMBER.fullmatch(cell) or INSTANT.fullmatch(cell))
+    return any(map(str.isdigit, cell)) and bool(NUMBER.fullmatch(cell) or INSTANT.fullmatch(cell))
+
+
+def _newlines(head: bytes) -> Iterator[bytes]:
+    """Lines end with CR in files from old Macs, whose quoted fields may hold an LF."""
+    has_lone = re.search(rb"\r(?!\n)", head) is not None
+    if not has_lone or b"\n" in head:
+        yield b"\n"
+    if has_lone:
+        yield b"\r"
 
 
 def _spellings(head: bytes, delimiter: str | None) -> Iterator[bytes]:
@@ -91,11 +99,16 @@ def _spellings(head: bytes, delimiter: str | None) -> Iterator[bytes]:
     yield from (each for each in (*_DELIMITERS, *_PAIRS) if each in head or each == b",")
 
 
-def _quotes(head: bytes, quote: str | None) -> Iterator[bytes | None]:
+def _quotes(head: bytes, quote: str | None, delimiter: bytes) -> Iterator[bytes | None]:
+    """A double quote may be a mere sign (5" wide), but not at the beginning of a field."""
     if quote is not None:
         yield quote.encode() or None
         return
-    yield from (each for each in _QUOTES if each is None or each in head or each == b'"')
+    yield b'"'
+    if b"'" in head:
+        yield b"'"
+    if b'"' in head and not re.search(rb"(^|[\r\n]|" + re.escape(delimiter) + rb')"', head):
+        yield None
 
 
 def _escapes(head: bytes, quote: bytes | None, escape: str | None) -> Iterator[bytes | None]:
@@ -120,7 +133,8 @@ def _tried(head: bytes, spelled: bytes, dialect: Dialect) -> Sniffed:
     columns = max(several, key=lambda count: (several[count], count))
     share = several[columns] / max(1, int((records.fields > 0).sum()))
     fitting = np.flatnonzero(good & (records.fields == columns))[:_SAMPLED]
-    tidy = [_is_tidy(cell) for i in fitting for cell in cells(records.text(int(i)), dialect)]
+    sample = [cell for i in fitting for cell in cells(records.text(int(i)), dialect)]
+    tidy = [_is_tidy(cell) for cell in sample if cell]
     score = share * (0.3 + 0.7 * sum(tidy) / max(1, len(tidy)))
     return Sniffed(dialect, spelled, columns, score, records.quoted, records)
 

@@ -68,6 +68,7 @@ def lay_out(sniffed: Sniffed, header_row: int | None, columns: Sequence[str]) ->
     typed = _typed([row for row in body if len(row.cells) == width][_EXTRA_HEADERS:], width)
     typed = typed or _typed([row for row in body if len(row.cells) == width], width)
     if header_row is None:
+        _check_sound(sniffed, header)
         _check_header(header, above, body, typed, width)
     names = _names(header.cells, width, header.line)
     if columns:
@@ -164,6 +165,15 @@ def _typed(rows: Sequence[Row], width: int) -> tuple[int, ...]:
     return tuple(found)
 
 
+def _check_sound(sniffed: Sniffed, header: Row) -> None:
+    """Raise BrokenFileError if what may have been the header is malformed."""
+    records = sniffed.records
+    for index, why in records.faults.items():
+        if records.lines[index] < header.line:
+            line = int(records.lines[index])
+            raise BrokenFileError(f"line {line}, above or in its header, is malformed: {why}")
+
+
 def _check_header(
     header: Row, above: Sequence[Row], body: Sequence[Row], typed: Sequence[int], width: int
 ) -> None:
@@ -212,7 +222,9 @@ def _extra_headers(
     """Lines between the header and the rows, such as units."""
     extra = {}
     for row in [row for row in body if not row.is_blank][:_EXTRA_HEADERS]:
-        if len(row.cells) != width or not is_header_like(row.cells, typed):
+        if len(row.cells) != width or not (
+            is_header_like(row.cells, typed) or _lacks_values(row, typed, width)
+        ):
             break
         extra[row.line] = "stands between the header and the rows: units, or a second header"
     nameless = any(not cell.strip() for cell in header.cells[:-1])
@@ -222,6 +234,12 @@ def _extra_headers(
             " say csv: {header_row: …}"
         )
     return extra
+
+
+def _lacks_values(row: Row, typed: Sequence[int], width: int) -> bool:
+    """Whether a line has but words, where the rows have values: the rest of a header."""
+    filled = [i for i, cell in enumerate(row.cells) if cell.strip()]
+    return len(typed) > 1 and len(filled) <= width / 2 and not set(filled) & set(typed)
 
 
 def _notes(above: Sequence[Row], names: Sequence[str], header: Row) -> tuple[str, ...]:
