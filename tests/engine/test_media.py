@@ -9,13 +9,22 @@ import sys
 import wave
 import zlib
 from pathlib import Path
+from uuid import uuid4
 
+import obstore
 import pytest
 from PIL import Image, PngImagePlugin
 
+from tarn.ingestion.declarations import declare
+from tarn.ingestion.engine import ingest
+from tarn.ingestion.options import Options
+from tarn.ingestion.sources.media import Media
+from tarn.settings import settings
+from tarn.storage.s3 import S3
+from tests.engine.conftest import s3
 from tests.engine.ingesting import Project, Row, counts_of, project
 
-__all__ = ["project"]
+__all__ = ["project", "s3"]
 
 TABLE = '  files:\n    path: "**/*"'
 FORMATS = {"jpg": "JPEG", "png": "PNG", "gif": "GIF", "webp": "WEBP", "tiff": "TIFF", "bmp": "BMP"}
@@ -246,11 +255,25 @@ def test_columns_do_not_depend_on_what_is_there(shelf: Shelf) -> None:
     assert before["duration_seconds"] == "double"
 
 
-def test_a_folder_offers_a_table_for_each_folder_in_it(shelf: Shelf) -> None:
-    from tarn.ingestion.declarations import declare
-    from tarn.ingestion.sources.media import Media
-    from tarn.settings import settings
+def test_media_on_s3_are_catalogued_too(
+    project: Project, s3: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in s3.items():
+        monkeypatch.setenv(name, value)
+    settings.cache_clear()
+    root = f"s3://lake/{uuid4().hex}"
+    store = S3(s3).store(root)
+    obstore.put(store, "covers/a.png", picture("PNG"))
+    obstore.put(store, "covers/b.wav", sound()[:-9])
+    project.declare("library", "media", root, TABLE)
+    assert ingest(["library"], options=Options(dry_run=True))[0].rows.accepted == 1
+    assert counts_of(project.load("library")["files"]) == (2, 1, 1, 0)
+    assert counts_of(project.load("library")["files"]) == (0, 0, 0, 0)
+    (row,) = project.rows("raw_library.files")
+    assert (row["path"], row["width"]) == ("covers/a.png", 40)
 
+
+def test_a_folder_offers_a_table_for_each_folder_in_it(shelf: Shelf) -> None:
     shelf.put("covers/a.jpg", picture())
     shelf.put("talks/2024/b.wav", sound())
     source = Media(declare(shelf.project.path / "ingestion/library.yml"), settings())

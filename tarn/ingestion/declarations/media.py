@@ -22,5 +22,5 @@ class MediaTable(Table):
 class MediaSystem(System):
     kind: Literal["media"]
     connection: str
-    """Folder, or address of one that fsspec knows. Files are read there and left there."""
+    """Folder, s3://bucket/folder, sftp://… or https://… Files are read there and left there."""
     tables: dict[Name, MediaTable] = Field(min_length=1)

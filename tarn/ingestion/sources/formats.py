@@ -84,17 +84,14 @@ class Delta:
         self.version = self.table.version()
         root = None if place.service else place.address
         soundness.check(root, "", self.table, place.objects)
+        self.sql = select_from(self.table)
 
     @cached_property
     def schema(self) -> pa.Schema:
         return pa.schema(self.table.schema().to_arrow())
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        with duckdb.connect() as connection, TemporaryDirectory() as spill:
-            prepare(connection, Lake(self.place.address, self.place.service))
-            connection.execute(f"set memory_limit = '{MEMORY}'")
-            connection.execute("set temp_directory = ?", [spill])
-            yield from connection.execute(select_from(self.table)).to_arrow_reader(BATCH_ROWS)
+        yield from queried(Lake(self.place.address, self.place.service), self.sql)
 
 
 class Iceberg:
@@ -207,6 +204,15 @@ def formats_at(place: Place) -> list[str]:
     if "iceberg" in found and not any(map(_METADATA.fullmatch, place.names("metadata"))):
         found.remove("iceberg")
     return found
+
+
+def queried(lake: Lake, sql: str) -> Iterator[pa.RecordBatch]:
+    """Rows of a query by a DuckDB of its own."""
+    with duckdb.connect() as connection, TemporaryDirectory() as spill:
+        prepare(connection, lake)
+        connection.execute(f"set memory_limit = '{MEMORY}'")
+        connection.execute("set temp_directory = ?", [spill])
+        yield from connection.execute(sql).to_arrow_reader(BATCH_ROWS)
 
 
 def conformed(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:

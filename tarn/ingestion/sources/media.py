@@ -9,14 +9,13 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from tempfile import SpooledTemporaryFile
+from datetime import datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import IO, Any
 
 import dlt
-import fsspec  # type: ignore[import-untyped]
 import pyarrow as pa
-from dlt.common.storages.fsspec_filesystem import glob_files
 from dlt.extract import DltResource
 
 from tarn.errors import TarnError
@@ -24,7 +23,9 @@ from tarn.ingestion.declarations import Declared
 from tarn.ingestion.declarations.media import MediaTable
 from tarn.ingestion.landed import Landed
 from tarn.ingestion.ledger import LoadedFile, now, remember, remembered
+from tarn.ingestion.masking import masked, secrets_in
 from tarn.ingestion.sources import BATCH_ROWS, Extract, Offered, Rejected, Source
+from tarn.ingestion.sources.files.places import Place, place
 from tarn.ingestion.sources.probe import NotMediaError, described, extension_matches, media_type
 from tarn.ingestion.types import shown
 from tarn.settings import Settings
@@ -46,17 +47,13 @@ _SCHEMA = pa.schema(
 )
 _BATCH = 200
 """Files whose rows are held at a time: tags may be long."""
-_IN_MEMORY = 8 << 20
-_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
 class _File:
     """A file as it was listed."""
 
-    fs: Any
-    """The fsspec file system it is in."""
-    address: str
+    place: Place
     path: str
     """Below the connection's folder."""
     size: int
@@ -71,29 +68,21 @@ class _File:
     @contextmanager
     def opened(self) -> Iterator[IO[bytes]]:
         """The file, to be read in leaps: a distant one is fetched once."""
-        with self.fs.open(self.address) as there:
-            if "file" in self.fs.protocol:
-                yield there
-                return
-            with SpooledTemporaryFile(_IN_MEMORY) as here:
-                while chunk := there.read(_CHUNK):
-                    here.write(chunk)
-                yield here
+        with (
+            TemporaryDirectory() as folder,
+            self.place.fetch(self.path, Path(folder) / "file").open("rb") as here,
+        ):
+            yield here
 
 
 class Media(Source):
     """A folder of pictures and sounds, of which each table lists those its pattern names."""
 
-    secrets: frozenset[str] = frozenset()
-
     def __init__(self, declared: Declared, home: Settings) -> None:
         self.declared = declared
-        folder = str(declared.system.connection)
-        self.root = folder if "://" in folder else str((home.project_dir / folder).resolve())
-        self.fs, self.folder = fsspec.core.url_to_fs(self.root)
-        if not self.fs.exists(self.folder):
-            what = f"no folder {self.root.partition('?')[0]}"
-            raise TarnError(what, declared.file.where("connection"), "check the path")
+        self.root = str(declared.system.connection)
+        self.secrets = frozenset(secrets_in(self.root))
+        self.place = place(self.root, home, declared.file.where("connection"))
 
     def extract(self, table: str, landed: Landed) -> Extract | None:
         spec = self.declared.system.tables[table]
@@ -101,7 +90,7 @@ class Media(Source):
         known = remembered(landed.desk, self.declared.name, table) if landed.table else {}
         files = self._listed(spec.path)
         if not files and not known:
-            what = f"no file matches {spec.path} in {self.root.partition('?')[0]}"
+            what = f"no file matches {spec.path} in {masked(self.root)}"
             raise TarnError(what, self.declared.file.where("tables", table, "path"))
         changed = [file for file in files if not file.is_same(known.get(file.path))]
         there = {file.path for file in files}
@@ -128,28 +117,13 @@ class Media(Source):
     def offered(self) -> list[Offered]:
         """A table for each folder that lies in the connection's, else one for all files."""
         columns = {field.name: shown(field.type) for field in _SCHEMA}
-        folders = [
-            each["name"]
-            for each in self.fs.ls(self.folder, detail=True)
-            if each["type"] == "directory"
-        ]
-        names = [str(name).rstrip("/").rpartition("/")[2] for name in folders]
+        names = {found.path.partition("/")[0] for found in self.place.list("*/**/*")}
         patterns = {name: f"{name}/**/*" for name in sorted(names)} or {"files": "*"}
         return [Offered(name, {"path": path}, columns) for name, path in patterns.items()]
 
     def _listed(self, pattern: str) -> list[_File]:
-        return [
-            _File(
-                self.fs,
-                self.fs._strip_protocol(item["file_url"]),
-                item["relative_path"],
-                int(item["size_in_bytes"]),
-                item["modification_date"].astimezone(UTC).replace(tzinfo=None),
-            )
-            for item in sorted(
-                glob_files(self.fs, self.root, pattern), key=lambda item: item["relative_path"]
-            )
-        ]
+        found = sorted(self.place.list(pattern), key=lambda each: each.path)
+        return [_File(self.place, each.path, each.bytes, each.modified_at) for each in found]
 
 
 class _Reading:
