@@ -29,7 +29,6 @@ from tarn.settings import FROM_RELEASE, settings
 from tarn.storage import releases
 from tarn.storage.datafiles import data_files, unnoticed
 from tarn.storage.disk import disk_failure
-from tarn.storage.drift import blocked_tables
 from tarn.storage.duck import (
     Renewal,
     identifier,
@@ -41,6 +40,7 @@ from tarn.storage.duck import (
     stream,
 )
 from tarn.storage.lake import Lake
+from tarn.storage.loads import blocked_tables
 from tarn.storage.predicates import any_of
 from tarn.storage.releases import Release
 from tarn.storage.rows import row_count

@@ -14,7 +14,7 @@ from tarn.ingestion.landed import Desk
 from tarn.ingestion.ledger import now
 from tarn.storage.duck import select_from, session
 from tarn.storage.lake import Lake
-from tarn.storage.loads import DRIFT, LOADS
+from tarn.storage.loads import DRIFT, histories
 from tarn.storage.writer import write
 
 _ONE_AT_A_TIME = Lock()
@@ -165,16 +165,8 @@ def _is_open(block: Noticed, mended: dict[tuple[str, str], datetime]) -> bool:
 
 def _last_successes(lake: Lake) -> dict[tuple[str, str], datetime]:
     """When the last good load of each table began, by system and table."""
-    loads = lake.table(LOADS)
-    if loads is None:
-        return {}
-    sql = f"""
-        select system, table_name, max(started_at) from ({select_from(loads)})
-        where status in ('loaded', 'unchanged') group by all
-    """
-    with session(lake) as connection:
-        found = connection.execute(sql).fetchall()
-    return {(system, table): at for system, table, at in found}
+    known = histories(lake).items()
+    return {name: history.succeeded_at for name, history in known if history.succeeded_at}
 
 
 def _row(change: Change, load_id: str, system: str, table: str) -> dict[str, object]:

@@ -9,7 +9,10 @@ from tarn.errors import TarnError
 
 MASK = "***"
 _IN_ADDRESS = re.compile(r"(?<=://)([^/\s:@]*):([^/\s]+)@")
-_IN_HEADER = re.compile(r"\b(Bearer|Basic|Token)\s+[^\s'\",]+", re.IGNORECASE)
+_IN_HEADER = re.compile(
+    r"\b(Bearer|Basic|Token)\s+(?=[^\s'\",]{0,99}[\d=_+/~-])[^\s'\",]{8,}", re.IGNORECASE
+)
+"""A word without digit or sign is one of a sentence: the token expired."""
 _SECRET_KEYS = re.compile(r"token|password|passwd|secret|api_?key|authorization", re.IGNORECASE)
 _LONGEST = 600
 

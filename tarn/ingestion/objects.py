@@ -8,27 +8,27 @@ to one version of their row. Text stays text: dlt's guess at timestamps is off.
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import dlt
 import pyarrow as pa
 import pyarrow.parquet as pq
-from dlt.common.normalizers.naming.snake_case import NamingConvention
 from dlt.common.schema.typing import TTableSchema
 from dlt.extract import DltSource
 
 from tarn.ingestion.landed import PLACE, SOURCE_FILE, Desk
+from tarn.ingestion.names import TAKEN, snake_case
 from tarn.ingestion.sources import BATCH_ROWS, Rejected
-from tarn.ingestion.types import named
+from tarn.ingestion.types import named, plain
 from tarn.storage.duck import literal, quoted
 
 ID = "_dlt_id"
 ROOT_ID = "_dlt_root_id"
 _LOAD = "_dlt_load_id"
-_NAMING = NamingConvention()
 _NUMBERS = ("bigint", "double")
 
 
@@ -80,11 +80,10 @@ def unpack(
     resource = source.resources[table]
     rejected: list[Rejected] = []
     spelt: dict[str, str] = {}
-    resource.add_filter(lambda item: _is_object(item, rejected))
+    texts = frozenset(name for name, kind in types.items() if kind == "text")
+    resource.add_filter(lambda item: _is_object(item, rejected, texts))
     resource.add_map(_identify(is_keyed, spelt))
-    resource.apply_hints(
-        columns={name: {"data_type": "text"} for name, kind in types.items() if kind == "text"}
-    )
+    resource.apply_hints(columns={name: {"data_type": "text"} for name in texts})
     source.root_key = True
     source.schema.remove_type_detection("iso_timestamp")
     tables, files = _normalized(source, table, folder)
@@ -95,11 +94,40 @@ def unpack(
     ], rejected
 
 
-def _is_object(item: Any, rejected: list[Rejected]) -> bool:
+def _is_object(item: Any, rejected: list[Rejected], texts: Collection[str]) -> bool:
     """Whether dlt may have it; what it may not is kept aside."""
-    if isinstance(item, Rejected):
-        rejected.append(item)
-    return not isinstance(item, Rejected)
+    if not isinstance(item, Rejected):
+        why = next(_faults(item, (), texts), None)
+        if why is None:
+            return True
+        item = Rejected({k: v for k, v in item.items() if k != PLACE}, why, item.get(PLACE, ""))
+    rejected.append(item)
+    return False
+
+
+def _faults(value: Any, at: tuple[str, ...], texts: Collection[str]) -> Iterator[str]:
+    """Fields of an object of which dlt would lose one, or end in failure."""
+    if isinstance(value, list):
+        for each in value:
+            yield from _faults(each, at, texts)
+    elif _is_long(value) and snake_case("__".join(at)) not in texts:
+        yield f"{'.'.join(at)}: {plain(value)} is not bigint"
+    elif isinstance(value, dict):
+        if why := _clash(tuple(value)):
+            yield f"{'.'.join(at)}: {why}" if at else why
+        taken = [key for key in value if not at and key in TAKEN and key != SOURCE_FILE]
+        if taken:
+            yield f"a field may not be called {taken[0]}"
+        for key, each in value.items():
+            if isinstance(each, dict | list | int):
+                yield from _faults(each, (*at, key), texts)
+
+
+@lru_cache
+def _clash(keys: tuple[str, ...]) -> str:
+    spelt = Counter(map(snake_case, keys))
+    alike = [key for key in keys if spelt[snake_case(key)] > 1]
+    return f"fields {', '.join(alike)} have the same name in snake case" if alike else ""
 
 
 def _normalized(
@@ -131,16 +159,29 @@ def _identify(is_keyed: bool, spelt: dict[str, str]) -> Callable[[dict[str, Any]
     def identified(item: dict[str, Any]) -> dict[str, Any]:
         for key in item.keys() - met:
             met.add(key)
-            spelt[_NAMING.normalize_identifier(key)] = key
+            spelt[snake_case(key)] = key
         told = {key: value for key, value in item.items() if key not in about}
         text = json.dumps(told, sort_keys=True, default=str)
         mark = hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
         if not is_keyed:
             seen[mark] += 1
             mark = f"{mark}-{seen[mark]}"
-        return {**item, ID: mark}
+        return {**_storable(item), ID: mark}
 
     return identified
+
+
+def _storable(value: Any) -> Any:
+    """Whole numbers beyond 64 bits as text."""
+    if isinstance(value, dict):
+        return {key: _storable(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_storable(each) for each in value]
+    return str(value) if _is_long(value) else value
+
+
+def _is_long(value: Any) -> bool:
+    return isinstance(value, int) and not -(2**63) <= value < 2**63
 
 
 def _root(tables: Mapping[str, TTableSchema], name: str) -> str:
@@ -153,7 +194,7 @@ def _unpacked(
 ) -> Unpacked:
     """A column whose values came in several types is in several columns: `x`, `x__v_text` …"""
     variants: dict[str, list[tuple[str, str]]] = {}
-    plain: dict[str, str] = {}
+    single: dict[str, str] = {}
     for name, column in table["columns"].items():
         kind = column.get("data_type")
         if kind is None or name == _LOAD:
@@ -161,16 +202,16 @@ def _unpacked(
         if column.get("variant"):
             variants.setdefault(name.rpartition("__v_")[0], []).append((name, kind))
         else:
-            plain[name] = kind
-    columns = {name: quoted(name) for name in plain}
+            single[name] = kind
+    columns = {name: quoted(name) for name in single}
     types: dict[str, pa.DataType] = {}
     for name, others in variants.items():
-        kinds = [plain[name], *(kind for _, kind in others)]
+        kinds = [single[name], *(kind for _, kind in others)]
         names = [quoted(each) for each in (name, *(other for other, _ in others))]
         if all(kind in _NUMBERS for kind in kinds):
             columns[name] = f"coalesce({', '.join(f'cast({each} as double)' for each in names)})"
         else:
             columns[name] = f"coalesce({', '.join(f'cast({each} as varchar)' for each in names)})"
-            types[name] = named(plain[name] if plain[name] != "bool" else "boolean")
+            types[name] = named(single[name] if single[name] != "bool" else "boolean")
         columns[name] += f" as {quoted(name)}"
     return Unpacked(str(table["name"]), tuple(files), tuple(columns.values()), types, desk, spelt)

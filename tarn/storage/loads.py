@@ -111,6 +111,14 @@ def open_drift(lake: Lake, known: Mapping[Name, History]) -> Counter[Name]:
     return found
 
 
+def blocked_tables(lake: Lake) -> frozenset[str]:
+    """`raw_<system>.<table>` of the tables that drift keeps from being loaded."""
+    if lake.table(DRIFT) is None:
+        return frozenset()
+    blocked = open_drift(lake, histories(lake))
+    return frozenset(f"raw_{system}.{table}" for system, table in blocked)
+
+
 def quarantined(lake: Lake) -> Counter[Name]:
     """Rows in quarantine by table, as the logs count them."""
     found: Counter[Name] = Counter()

@@ -718,3 +718,25 @@ def test_what_the_page_on_apis_declares_is_accepted() -> None:
     spec.Endpoint.model_validate(yaml.safe_load(first)["endpoint"])
     for table in yaml.safe_load(second)["tables"].values():
         spec.RestTable.model_validate(table)
+
+
+def test_objects_that_would_lose_a_field_or_a_digit_are_quarantined(project: Project) -> None:
+    rows = [
+        {"id": 1, "count": 5, "size": {"Width": 2}},
+        {"id": 2, "count": 10**20},
+        {"id": 3, "Name": "a", "name": "b"},
+        {"id": 4, "size": {"Width": 2, "width": 3}},
+        {"id": 5, "_load_id": "mine"},
+    ]
+    with serving(lambda request: (200, JSON, json.dumps(rows).encode())) as address:
+        table = "  things: {primary_key: [id], write: merge, endpoint: {path: things}}"
+        project.declare("api", "rest_api", f"{{base_url: '{address}'}}", table)
+        assert counts_of(project.load()["things"]) == (5, 1, 4, 0)
+    assert [row["id"] for row in project.rows("raw_api.things")] == [1]
+    reasons = sorted(row["_reason"] for row in project.rows("quarantine_api.things"))
+    assert reasons == [
+        "a field may not be called _load_id",
+        "count: 100000000000000000000 is not bigint",
+        "fields Name, name have the same name in snake case",
+        "size: fields Width, width have the same name in snake case",
+    ]

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import pyarrow as pa
-from dlt.common.normalizers.naming.snake_case import NamingConvention
 from dlt.extract import DltResource, DltSource
 
 from tarn.errors import TarnError
@@ -121,14 +120,3 @@ class Source(Protocol):
             self.declared.file.where("kind"),
             "name them under tables:",
         )
-
-
-def column_names(names: Sequence[str], where: str) -> list[str]:
-    """Names of a source's columns in the lake, spelt as dlt spells them: snake case."""
-    naming = NamingConvention()
-    spelt = [naming.normalize_identifier(name) for name in names]
-    twice = {name for name in spelt if spelt.count(name) > 1}
-    if twice:
-        clashing = [name for name, new in zip(names, spelt, strict=True) if new in twice]
-        raise TarnError(f"columns {', '.join(clashing)} have the same name in snake case", where)
-    return spelt

@@ -32,7 +32,8 @@ from tarn.ingestion.declarations import Declared
 from tarn.ingestion.declarations.delta_sharing import SharingTable
 from tarn.ingestion.landed import Landed
 from tarn.ingestion.masking import secrets_in
-from tarn.ingestion.sources import BATCH_ROWS, Extract, Offered, Source, column_names
+from tarn.ingestion.names import column_names
+from tarn.ingestion.sources import BATCH_ROWS, Extract, Offered, Source
 from tarn.ingestion.sources.formats import conformed, queried
 from tarn.ingestion.types import exact_cast, landing, shown
 from tarn.settings import Settings

@@ -14,7 +14,8 @@ from tarn.ingestion.declarations import Declared
 from tarn.ingestion.declarations.table import ForeignTable
 from tarn.ingestion.landed import Landed
 from tarn.ingestion.masking import masked
-from tarn.ingestion.sources import Extract, Offered, Source, column_names
+from tarn.ingestion.names import column_names
+from tarn.ingestion.sources import Extract, Offered, Source
 from tarn.ingestion.sources.formats import FORMATS, Place, Reader, conformed, formats_at, utc
 from tarn.ingestion.types import landing, shown
 from tarn.settings import Settings

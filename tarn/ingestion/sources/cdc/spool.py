@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tarn.errors import TarnError
+from tarn.ingestion.names import lake_names
 from tarn.ingestion.sources.cdc.pgoutput import (
     UNCHANGED,
     Begin,
@@ -20,7 +21,6 @@ from tarn.ingestion.sources.cdc.pgoutput import (
     Values,
     decode,
 )
-from tarn.ingestion.sources.sql_database.names import lake_names
 
 SEQ, LSN, OP, AT, OLD = (f"tarn {name}" for name in ("seq", "lsn", "op", "at", "old"))
 """Columns beside the table's own, by names that none of those can have: order in the log, where

@@ -10,7 +10,8 @@ import pyarrow as pa
 from python_calamine import CalamineError, CalamineWorkbook
 
 from tarn.ingestion.landed import PLACE, SOURCE_FILE
-from tarn.ingestion.sources import BATCH_ROWS, Rejected, column_names
+from tarn.ingestion.names import column_names
+from tarn.ingestion.sources import BATCH_ROWS, Rejected
 from tarn.ingestion.sources.files.broken import BrokenFileError
 from tarn.ingestion.sources.files.faulty import faulty_cells
 

@@ -13,7 +13,8 @@ import pyarrow as pa
 from tarn.errors import TarnError
 from tarn.ingestion.declarations.files import FilesTable
 from tarn.ingestion.landed import PLACE, SOURCE_FILE
-from tarn.ingestion.sources import Offered, Rejected, column_names
+from tarn.ingestion.names import column_names
+from tarn.ingestion.sources import Offered, Rejected
 from tarn.ingestion.sources.files.contents import named_format
 from tarn.ingestion.sources.files.objects import JsonFile
 from tarn.ingestion.sources.files.places import Found, Place, Web

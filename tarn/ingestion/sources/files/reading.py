@@ -18,7 +18,8 @@ from dlt.extract import DltResource, DltSource
 from tarn.errors import TarnError
 from tarn.ingestion.declarations.files import FilesTable
 from tarn.ingestion.landed import PLACE, SOURCE_FILE
-from tarn.ingestion.sources import ReadAgainError, Rejected, column_names
+from tarn.ingestion.names import column_names
+from tarn.ingestion.sources import ReadAgainError, Rejected
 from tarn.ingestion.sources.files.broken import BrokenFileError
 from tarn.ingestion.sources.files.columnar import AvroFile, ParquetFile
 from tarn.ingestion.sources.files.contents import Content, unpacked

@@ -18,8 +18,9 @@ import sqlalchemy as sa
 from tarn.errors import TarnError
 from tarn.ingestion.declarations import Declared
 from tarn.ingestion.declarations.sql_database import SqlSystem, SqlTable
+from tarn.ingestion.names import lake_names
 from tarn.ingestion.sources.sql_database.found import Database, Found, Place
-from tarn.ingestion.sources.sql_database.names import lake_names, table_names
+from tarn.ingestion.sources.sql_database.names import table_names
 from tarn.strict_yaml import nearest
 
 _CHANGED = re.compile(

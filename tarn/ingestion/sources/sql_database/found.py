@@ -11,8 +11,8 @@ import sqlalchemy as sa
 from sqlalchemy.engine.reflection import Inspector, ObjectKind, ObjectScope
 
 from tarn.errors import TarnError
+from tarn.ingestion.names import lake_names
 from tarn.ingestion.sources.sql_database.addresses import opened
-from tarn.ingestion.sources.sql_database.names import lake_names
 
 Place: TypeAlias = tuple[str | None, str]
 """Schema and name of a table in the database. SQLite's have no schema."""

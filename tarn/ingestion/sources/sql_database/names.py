@@ -1,27 +1,10 @@
-"""Names of tables and columns in the lake: snake case, and each name once."""
+"""Names of a database's tables in the lake."""
 
 import re
 from collections import Counter
 from collections.abc import Sequence
-from hashlib import md5
 
-from dlt.common.normalizers.naming.snake_case import NamingConvention
-
-from tarn.ingestion.landed import DELETED, DELETED_AT, LOAD_ID, LOADED_AT, SOURCE_FILE
-
-_TAKEN = (LOAD_ID, LOADED_AT, SOURCE_FILE, DELETED, DELETED_AT)
-
-
-def lake_names(names: Sequence[str]) -> list[str]:
-    """Names in snake case. Of several that become the same, as `Ord` and `ord` or two in Chinese,
-    those that were changed get a mark of their own, which does not hang on the others."""
-    naming = NamingConvention()
-    spelt = [naming.normalize_identifier(name) for name in names]
-    often = Counter(spelt)
-    return [
-        f"{new}_{_mark(name)}" if (often[new] > 1 and new != name) or new in _TAKEN else new
-        for name, new in zip(names, spelt, strict=True)
-    ]
+from tarn.ingestion.names import lake_names
 
 
 def table_names(places: Sequence[tuple[str | None, str]], default: str | None) -> list[str]:
@@ -44,7 +27,3 @@ def table_names(places: Sequence[tuple[str | None, str]], default: str | None) -
 def _declarable(name: str) -> str:
     """A name that a declaration may have as key."""
     return name if re.match("[a-z]", name) else f"t{name}" if name[:1] == "_" else f"t_{name}"
-
-
-def _mark(name: str) -> str:
-    return md5(name.encode(), usedforsecurity=False).hexdigest()[:6]
