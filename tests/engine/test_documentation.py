@@ -15,6 +15,7 @@ ELSEWHERE = {
     "make build": "conftest.py",
     # It is what runs this.
     "make test": "../../.ci/run",
+    "tarn schedule": "test_schedule.py",
     "python -m demo": "test_demo.py",
     "python -m demo make": "test_demo.py",
     "python -m demo postgres URL": "test_demo.py",
