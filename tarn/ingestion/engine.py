@@ -19,8 +19,8 @@ from tarn.errors import TarnError
 from tarn.ingestion.alerts import alert
 from tarn.ingestion.declarations import FOLDER, Declared, declared
 from tarn.ingestion.intake import Load
-from tarn.ingestion.landed import Desk
-from tarn.ingestion.ledger import ALL, Counts, Status, TableLoad, now, record
+from tarn.ingestion.landed import Desk, now
+from tarn.ingestion.ledger import ALL, Counts, Status, TableLoad, record
 from tarn.ingestion.load import Loaded, load_table
 from tarn.ingestion.masking import causes, message
 from tarn.ingestion.options import EVERYTHING, Options

@@ -7,19 +7,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from threading import Lock
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import pyarrow as pa
 
-from tarn.ingestion.landed import Desk
+from tarn.ingestion.drift import Change
+from tarn.ingestion.landed import Desk, now
 from tarn.storage.duck import select_from
 from tarn.storage.lake import Lake
 from tarn.storage.loads import LOADS
 from tarn.storage.upkeep.maintain import FAILURES, rewritten
 from tarn.storage.writer import write
-
-if TYPE_CHECKING:
-    from tarn.ingestion.drift import Change
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +99,7 @@ class TableLoad:
     """Types by name, in YAML's words; empty if nothing was read."""
     delivered: Mapping[str, str] = field(default_factory=dict)
     """The source's columns in its order and spelling, by name in the lake."""
-    changes: tuple["Change", ...] = field(default=())
+    changes: tuple[Change, ...] = field(default=())
     """Drift that is new: noted, and to be told."""
 
     @property
@@ -118,10 +116,6 @@ class LoadedFile:
     bytes: int
     modified_at: datetime
     load_id: str
-
-
-def now() -> datetime:
-    return datetime.now(UTC).replace(tzinfo=None)
 
 
 def record(

@@ -24,8 +24,8 @@ from tarn.ingestion.contract import Sieve, Terms
 from tarn.ingestion.declarations import Declared
 from tarn.ingestion.declarations.base import Table
 from tarn.ingestion.intake import Load, sql_type
-from tarn.ingestion.landed import LOADED_AT, SOURCE_FILE, Desk, Landed
-from tarn.ingestion.ledger import Counts, TableLoad, now, record, remembered
+from tarn.ingestion.landed import LOADED_AT, SOURCE_FILE, Desk, Landed, now
+from tarn.ingestion.ledger import Counts, TableLoad, record, remembered
 from tarn.ingestion.load import child_spec, load_rows
 from tarn.ingestion.objects import ID, ROOT_ID
 from tarn.ingestion.quarantine import UNREAD, name_of, remove, rows_of

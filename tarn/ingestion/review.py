@@ -13,8 +13,7 @@ from tarn.ingestion import engine
 from tarn.ingestion.declarations import FOLDER, Declared, declared
 from tarn.ingestion.declarations.base import Table
 from tarn.ingestion.intake import Load
-from tarn.ingestion.landed import Desk
-from tarn.ingestion.ledger import now
+from tarn.ingestion.landed import Desk, now
 from tarn.ingestion.quarantine import KIND, matching, remove, rows_of, take_in_left
 from tarn.ingestion.replay import Replayed, finish_left, replay
 from tarn.ingestion.workspace import alone, workspace

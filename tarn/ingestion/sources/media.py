@@ -21,8 +21,8 @@ from dlt.extract import DltResource
 from tarn.errors import TarnError
 from tarn.ingestion.declarations import Declared
 from tarn.ingestion.declarations.media import MediaTable
-from tarn.ingestion.landed import Landed
-from tarn.ingestion.ledger import LoadedFile, now, remember, remembered
+from tarn.ingestion.landed import Landed, now
+from tarn.ingestion.ledger import LoadedFile, remember, remembered
 from tarn.ingestion.masking import masked, secrets_in
 from tarn.ingestion.sources import BATCH_ROWS, Extract, Offered, Rejected, Source
 from tarn.ingestion.sources.files.places import Place, place

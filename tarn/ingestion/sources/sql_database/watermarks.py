@@ -6,8 +6,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tarn.ingestion.landed import Landed
-from tarn.ingestion.ledger import now
+from tarn.ingestion.landed import Landed, now
 from tarn.storage.duck import quoted
 
 _AHEAD = timedelta(days=1)
