@@ -21,11 +21,12 @@ from tarn.ingestion.declarations import FOLDER, Declared, declared
 from tarn.ingestion.intake import Load
 from tarn.ingestion.landed import Desk, now
 from tarn.ingestion.ledger import ALL, Counts, Status, TableLoad, record
-from tarn.ingestion.load import Loaded, load_table
+from tarn.ingestion.load import load_table
 from tarn.ingestion.masking import causes, message
 from tarn.ingestion.options import EVERYTHING, Options
 from tarn.ingestion.quarantine import take_in_left
 from tarn.ingestion.replay import finish_left
+from tarn.ingestion.rows import Loaded
 from tarn.ingestion.sources import Source
 from tarn.ingestion.sources.http import http_failure
 from tarn.ingestion.timetable import Timetable
@@ -44,10 +45,10 @@ INTERRUPTED = 130
 _SOURCES = {
     "sql_database": "cdc:database",
     "files": "files.source:Files",
-    "rest_api": "rest_api:RestApi",
+    "rest_api": "rest_api.source:RestApi",
     "delta_sharing": "delta_sharing:DeltaSharing",
-    "media": "media:Media",
-    "table": "table:ForeignTables",
+    "media": "media.source:Media",
+    "table": "table.source:ForeignTables",
     "webhook": "webhook:Webhook",
 }
 """Class of each kind, imported only where a system needs it: each brings its drivers."""

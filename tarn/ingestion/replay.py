@@ -26,9 +26,10 @@ from tarn.ingestion.declarations.base import Table
 from tarn.ingestion.intake import Load, sql_type
 from tarn.ingestion.landed import LOADED_AT, SOURCE_FILE, Desk, Landed, now
 from tarn.ingestion.ledger import Counts, TableLoad, record, remembered
-from tarn.ingestion.load import child_spec, load_rows
+from tarn.ingestion.nested import child_spec
 from tarn.ingestion.objects import ID, ROOT_ID
 from tarn.ingestion.quarantine import UNREAD, name_of, remove, rows_of
+from tarn.ingestion.rows import load_rows
 from tarn.ingestion.shaping import Arrival, Before, shape
 from tarn.ingestion.sources import BATCH_ROWS, Extract
 from tarn.progress import Task

@@ -18,7 +18,7 @@ from PIL import Image, PngImagePlugin
 from tarn.ingestion.declarations import declare
 from tarn.ingestion.engine import ingest
 from tarn.ingestion.options import Options
-from tarn.ingestion.sources.media import Media
+from tarn.ingestion.sources.media.source import Media
 from tarn.settings import settings
 from tarn.storage.s3 import S3
 from tests.engine.conftest import s3

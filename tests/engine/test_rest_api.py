@@ -20,7 +20,7 @@ from tarn.ingestion.declarations import rest_api as spec
 from tarn.ingestion.engine import ingest
 from tarn.ingestion.options import Options, Span
 from tarn.ingestion.sources.http import Manners
-from tarn.ingestion.sources.rest_api import RestApi, just_before, moment
+from tarn.ingestion.sources.rest_api.source import RestApi, just_before, moment
 from tarn.settings import settings
 from tests.engine.conftest import ROOT
 from tests.engine.ingesting import Project, Row, counts_of, project

@@ -17,7 +17,7 @@ from pyiceberg.catalog.sql import SqlCatalog
 from pyiceberg.table import Table as IcebergTable
 
 from tarn.ingestion.declarations import declare
-from tarn.ingestion.sources.table import ForeignTables
+from tarn.ingestion.sources.table.source import ForeignTables
 from tarn.settings import settings
 from tarn.storage.duck import prepare, select_from
 from tarn.storage.lake import Lake

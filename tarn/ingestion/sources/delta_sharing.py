@@ -34,7 +34,7 @@ from tarn.ingestion.landed import Landed
 from tarn.ingestion.masking import secrets_in
 from tarn.ingestion.names import column_names
 from tarn.ingestion.sources import BATCH_ROWS, Extract, Offered, Source
-from tarn.ingestion.sources.formats import conformed, queried
+from tarn.ingestion.sources.table.formats import conformed, queried
 from tarn.ingestion.types import exact_cast, landing, shown
 from tarn.settings import Settings
 from tarn.storage.duck import literal

@@ -16,7 +16,7 @@ from dlt.sources.helpers.rest_client.paginators import (
 )
 
 from tarn.ingestion.sources import Offered
-from tarn.ingestion.sources.rest_pages import Page
+from tarn.ingestion.sources.rest_api.pages import Page
 
 _SINCE = re.compile(
     r"(updated|modified|changed|created)?_?(since|after|from|gte?)(_(date|time))?|since|start_date"

@@ -26,7 +26,12 @@ from tarn.ingestion.ledger import LoadedFile, remember, remembered
 from tarn.ingestion.masking import masked, secrets_in
 from tarn.ingestion.sources import BATCH_ROWS, Extract, Offered, Rejected, Source
 from tarn.ingestion.sources.files.places import Place, place
-from tarn.ingestion.sources.probe import NotMediaError, described, extension_matches, media_type
+from tarn.ingestion.sources.media.probe import (
+    NotMediaError,
+    described,
+    extension_matches,
+    media_type,
+)
 from tarn.ingestion.types import shown
 from tarn.settings import Settings
 

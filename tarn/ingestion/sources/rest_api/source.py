@@ -37,15 +37,15 @@ from tarn.ingestion.landed import Landed
 from tarn.ingestion.masking import masked, message, secrets_in
 from tarn.ingestion.sources import Extract, Offered, Source
 from tarn.ingestion.sources.http import Manners, Session, http_failure
-from tarn.ingestion.sources.rest_auth import Credentials
-from tarn.ingestion.sources.rest_offer import (
+from tarn.ingestion.sources.rest_api.auth import Credentials
+from tarn.ingestion.sources.rest_api.offering import (
     key_matches,
     operations,
     suggested,
     table_name,
     unread,
 )
-from tarn.ingestion.sources.rest_pages import Listing, Page, Pages
+from tarn.ingestion.sources.rest_api.pages import Listing, Page, Pages
 from tarn.settings import Settings
 
 _DAY = re.compile(r"\d{4}-\d\d-\d\d")

@@ -16,7 +16,7 @@ from tarn.ingestion.landed import Landed
 from tarn.ingestion.masking import masked
 from tarn.ingestion.names import column_names
 from tarn.ingestion.sources import Extract, Offered, Source
-from tarn.ingestion.sources.formats import FORMATS, Place, Reader, conformed, formats_at, utc
+from tarn.ingestion.sources.table.formats import FORMATS, Place, Reader, conformed, formats_at, utc
 from tarn.ingestion.types import landing, shown
 from tarn.settings import Settings
 from tarn.storage.s3 import S3, unreachable

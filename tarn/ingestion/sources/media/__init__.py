@@ -1,0 +1,1 @@
+"""Pictures and sounds, catalogued where they lie."""

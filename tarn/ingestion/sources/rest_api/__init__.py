@@ -1,0 +1,1 @@
+"""REST APIs: signing in, pages, and what an API says of itself."""
