@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import yaml
 from deltalake import DeltaTable, WriterProperties, write_deltalake
 
 from benchmarks.harness import RUN, beside
@@ -50,7 +51,9 @@ class Script:
 
     def run(self, output: Path) -> None:
         """Write every table below `output`."""
-        connection = duckdb.connect(config={"memory_limit": "700MB", "threads": 2})
+        profile = yaml.safe_load((self.folder / "profiles.yml").read_text())
+        limit = profile["tarn"]["outputs"]["dev"]["config_options"]["memory_limit"]
+        connection = duckdb.connect(config={"memory_limit": limit, "threads": 2})
         connection.execute("set preserve_insertion_order = false; set TimeZone = 'UTC'")
         connection.execute(f"set temp_directory = '{RUN / 'spill'}'")
         for path in sorted((self.folder / "lake").glob("raw_*/*")):
