@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import cached_property, reduce
 
 import duckdb
 import pyarrow as pa
@@ -74,9 +74,8 @@ class Sieve:
         self.rows = 0
         self._bad: dict[str, int] = {}
         self._nulls: dict[str, int] = {}
-        self._session = duckdb.connect()
-        self._session.execute("set TimeZone = 'UTC'")
-        self._check_rules()
+        if terms.spec.rules:
+            self._check_rules()
 
     def sift(self, batch: pa.RecordBatch) -> Sifted:
         casts = [self._cast(batch, field) for field in self.shape.schema]
@@ -125,7 +124,15 @@ class Sieve:
             raise DriftError(what, where, f"nothing was written; {fix}", changes)
 
     def close(self) -> None:
-        self._session.close()
+        if self.terms.spec.rules:
+            self._session.close()
+
+    @cached_property
+    def _session(self) -> duckdb.DuckDBPyConnection:
+        """For the rules."""
+        session = duckdb.connect()
+        session.execute("set TimeZone = 'UTC'")
+        return session
 
     def _cast(self, batch: pa.RecordBatch, field: pa.Field) -> tuple[pa.Array, pa.Array | None]:
         if field.name not in batch.schema.names:
