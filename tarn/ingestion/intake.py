@@ -288,7 +288,8 @@ class Intake:
     def _check_shrink(self, rows: int) -> None:
         """Raise before a replace that loses too much; nothing at all is another matter."""
         before, most = self._rows_before, self.terms.spec.contract.max_shrink
-        if not 0 < rows < before * (1 - float(most.removesuffix("%")) / 100):
+        is_part = self.load.options.limit is not None
+        if is_part or not 0 < rows < before * (1 - float(most.removesuffix("%")) / 100):
             return
         lost = f"the source has {rows:,} rows and the table {before:,}, a loss of more than {most}"
         change = Change(None, "shrunk", f"{before} rows", f"{rows} rows", "blocked", lost)

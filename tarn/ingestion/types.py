@@ -55,6 +55,9 @@ def shown(kind: pa.DataType) -> str:
         return f"decimal({kind.precision},{kind.scale})"
     if pa.types.is_timestamp(kind):
         return "timestamp"
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        # The item's own name says nothing, and differs by who made the list.
+        return f"list<{shown(kind.value_type)}>"
     return next((name for name, known in _NAMED.items() if known == kind), str(kind))
 
 

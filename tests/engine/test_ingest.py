@@ -667,7 +667,7 @@ def test_no_message_contains_a_secret(project: Project, postgres: str) -> None:
         assert "Traceback" not in error
     told = {result.system: str(result.tables[0].error) for result in results}
     assert "answered 401" in told["marketing"]
-    assert "check the token" in told["marketing"]
+    assert "check the credentials" in told["marketing"]
     assert "password authentication failed" in told["refusing"]
     assert "cannot open postgresql://me:***@127.0.0.1:1/x" in told["closed"]
 

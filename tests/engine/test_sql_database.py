@@ -316,7 +316,7 @@ def test_a_cursor_is_chosen_only_where_it_cannot_miss_a_change(
     }
     told = source.check()
     assert told[0].startswith("postgresql://tarn:***@127.0.0.1")
-    assert "mode: cdc is not possible: wal_level is replica" in told[1]
+    assert "mode: cdc is possible: wal_level is logical" in told[1]
     assert "a  merge by id, from updated_at less 1h on" in told
     assert "b  merge by id, no cursor, read whole each time" in told
     assert "e  replace: no key, read whole each time" in told
