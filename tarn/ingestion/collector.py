@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from dlt.common.normalizers.naming.snake_case import NamingConvention
 from fastapi import FastAPI, HTTPException, Request
 
 from tarn.errors import TarnError
@@ -26,7 +25,7 @@ from tarn.ingestion.declarations.webhook import (
     WebhookSystem,
     WebhookTable,
 )
-from tarn.ingestion.landed import LOAD_ID, LOADED_AT, SOURCE_FILE
+from tarn.ingestion.names import TAKEN, snake_case
 from tarn.ingestion.spool import Spool, new_name
 from tarn.storage.lake import Lake
 
@@ -38,18 +37,6 @@ LARGEST = 2**63 - 1
 """Whole number that a column can hold."""
 LONGEST_NAME = 180
 """Of a field with all it is nested in: longer ones can be no name of a table."""
-_RESERVED = {
-    LOAD_ID,
-    LOADED_AT,
-    SOURCE_FILE,
-    "_dlt_id",
-    "_dlt_load_id",
-    "_dlt_root_id",
-    "_position",
-    "_nth",
-    "_content",
-}
-_NAMING = NamingConvention()
 Headers = Mapping[str, str]
 
 
@@ -218,8 +205,8 @@ def _check_names(value: Any, length: int) -> None:
         for each in value:
             _check_names(each, length + 6)
     elif isinstance(value, dict):
-        names = [_NAMING.normalize_identifier(name) if name else "" for name in value]
-        if taken := {"", *_RESERVED}.intersection(names):
+        names = [snake_case(name) if name else "" for name in value]
+        if taken := {"", *TAKEN}.intersection(names):
             raise Refusal(400, f"a field may not be called {taken.pop()!r}")
         if len(set(names)) < len(names):
             raise Refusal(400, f"fields have the same name in snake case: {', '.join(value)[:200]}")
@@ -248,7 +235,7 @@ def _check_required(events: Sequence[dict[str, Any]], spec: WebhookTable) -> Non
     """Fields that the contract requires. Nested ones are checked when they are loaded."""
     required = {*spec.primary_key, *spec.contract.required} - {EVENT_ID, RECEIVED_AT}
     for i, event in enumerate(events):
-        given = {_NAMING.normalize_identifier(k) for k, v in event.items() if v is not None}
+        given = {snake_case(k) for k, v in event.items() if v is not None}
         if gone := sorted(name for name in required if "__" not in name and name not in given):
             raise Refusal(422, f"event {i} lacks {', '.join(gone)}")
 

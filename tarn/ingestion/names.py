@@ -9,8 +9,10 @@ from dlt.common.normalizers.naming.snake_case import NamingConvention
 from tarn.errors import TarnError
 from tarn.ingestion.landed import DELETED, DELETED_AT, LOAD_ID, LOADED_AT, SOURCE_FILE
 
-TAKEN = (LOAD_ID, LOADED_AT, SOURCE_FILE, DELETED, DELETED_AT)
-"""Names of columns that are Tarn's own."""
+_DLT = ("_dlt_id", "_dlt_load_id", "_dlt_root_id")
+_INNER = ("_position", "_nth", "_content")
+TAKEN = frozenset({LOAD_ID, LOADED_AT, SOURCE_FILE, DELETED, DELETED_AT, *_DLT, *_INNER})
+"""Names of columns that are Tarn's own, in the lake or on the way there."""
 _NAMING = NamingConvention()
 
 
