@@ -20,7 +20,6 @@ from tarn.storage.s3 import S3
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
-_LONG = ("test_how_to.py", "test_ingest.py", "test_documentation.py", "test_drills.py")
 _NOT_IN_A_CLONE = {".git", ".venv", "lake", ".tarn", ".run", "target", "site", "logs"}
 
 
@@ -31,12 +30,6 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
     if report.skipped and os.environ.get("TARN_TESTS_SKIP_NOTHING"):
         report.outcome, report.longrepr = "failed", f"skipped: {report.longrepr}"
     return report
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that take minutes come first, so that neither process ends long after the other."""
-    long = {name: i for i, name in enumerate(_LONG)}
-    items.sort(key=lambda item: long.get(item.path.name, len(long)))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
