@@ -133,8 +133,8 @@ def status(systems: Sequence[str], check: bool, as_json: bool) -> None:
 
 def standing(systems: Sequence[str] = ()) -> list[TableStatus]:
     """Where the tables of systems stand now: those named, or all; none in a project without."""
+    from tarn.ingestion.clock import now
     from tarn.ingestion.declarations import FOLDER
-    from tarn.ingestion.landed import now
     from tarn.ingestion.status import status
 
     if not any((settings().project_dir / FOLDER).glob("*.yml")):
@@ -184,7 +184,7 @@ def schedule(context: click.Context, once: bool, no_build: bool) -> None:
     """
     if context.invoked_subcommand:
         return
-    from tarn.ingestion.landed import now
+    from tarn.ingestion.clock import now
     from tarn.ingestion.schedule import due, run, run_once
     from tarn.ingestion.timetable import timetables
 
@@ -206,7 +206,7 @@ def schedule(context: click.Context, once: bool, no_build: bool) -> None:
 @schedule.command("list")
 def list_schedules() -> None:
     """Each system's schedule, its last load and its next."""
-    from tarn.ingestion.landed import now
+    from tarn.ingestion.clock import now
     from tarn.ingestion.timetable import Timetable
 
     tried = last_tries(lake())
@@ -312,7 +312,7 @@ def _stop_children() -> None:
 
 def _tell(text: str) -> None:
     """An event, with its time."""
-    from tarn.ingestion.landed import now
+    from tarn.ingestion.clock import now
 
     say(f"{now():%Y-%m-%d %H:%M:%S} {text}")
 

@@ -15,6 +15,7 @@ from typing import Any
 from fastapi import FastAPI, HTTPException, Request
 
 from tarn.errors import TarnError
+from tarn.ingestion.clock import new_name
 from tarn.ingestion.declarations import Declared
 from tarn.ingestion.declarations.webhook import (
     EVENT_ID,
@@ -26,7 +27,7 @@ from tarn.ingestion.declarations.webhook import (
     WebhookTable,
 )
 from tarn.ingestion.names import TAKEN, snake_case
-from tarn.ingestion.spool import Spool, new_name
+from tarn.ingestion.spool import Spool
 from tarn.storage.lake import Lake
 
 log = logging.getLogger(__name__)

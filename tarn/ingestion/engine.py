@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from importlib import import_module
 from pathlib import Path
-from time import perf_counter, time_ns
+from time import perf_counter
 from typing import TypeAlias
 
 import dlt
@@ -17,9 +17,10 @@ from rich.console import Console
 
 from tarn.errors import TarnError
 from tarn.ingestion.alerts import alert
+from tarn.ingestion.clock import new_name, now
 from tarn.ingestion.declarations import FOLDER, Declared, declared
 from tarn.ingestion.intake import Load
-from tarn.ingestion.landed import Desk, now
+from tarn.ingestion.landed import Desk
 from tarn.ingestion.ledger import ALL, Counts, Status, TableLoad, record
 from tarn.ingestion.load import load_table
 from tarn.ingestion.masking import causes, message
@@ -128,7 +129,7 @@ class _Run:
         with alone(self.home.work_dir, wanted.name):
             began = perf_counter()
             folder = self.folder / wanted.name
-            load = Load(self.desk, new_load_id(), now(), folder, wanted.name, self.options)
+            load = Load(self.desk, new_name(), now(), folder, wanted.name, self.options)
             load.folder.mkdir()
             tables, error = self._tables(load, wanted, kind)
             timetable = Timetable.of(wanted)
@@ -262,11 +263,6 @@ def outcome(tables: Sequence[TableLoad]) -> str:
             words.append(f"{rows:,} {name}")
     words += [note for table in tables for note in table.notes]
     return ", ".join(words)
-
-
-def new_load_id() -> str:
-    """A name that sorts by time: hexadecimal milliseconds, then random."""
-    return f"{time_ns() // 1_000_000:012x}-{os.urandom(5).hex()}"
 
 
 def quiet_dlt() -> None:

@@ -66,6 +66,11 @@ class Load:
         return noticed(self.desk.lake, self.system)
 
     @property
+    def properties(self) -> dict[str, str]:
+        """What its commits tell of it."""
+        return {"tarn.load_id": self.load_id, "tarn.system": self.system}
+
+    @property
     def transaction(self) -> tuple[str, int]:
         """Put into each commit, it makes two loads of a table at the same time conflict, appends
         too; the later one then looks again at what is new."""

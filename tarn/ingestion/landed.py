@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,11 +29,6 @@ PLACE = "_place"
 _LOG_PRECISION = timedelta(milliseconds=1)
 MEMORY = "512MB"
 """What DuckDB may hold for all tables that are being loaded, before it spills."""
-
-
-def now() -> datetime:
-    """UTC without zone, as all instants in the lake."""
-    return datetime.now(UTC).replace(tzinfo=None)
 
 
 class Desk:

@@ -26,7 +26,6 @@ from tarn.ingestion.rows import (
     limited,
     load_rows,
     may_be_same,
-    properties_of,
     put,
     telling,
 )
@@ -88,8 +87,7 @@ def _nothing_came(load: Load, terms: Terms, landed: Landed, extract: Extract) ->
     if is_replaced and landed.kept is not None and landed.rows:
         check_may_empty(landed, terms)
         empty = pa.schema(landed.kept.schema().to_arrow()).empty_table()
-        properties = properties_of(load, terms)
-        write(load.desk.lake, landed.name, empty, mode="replace", properties=properties)
+        write(load.desk.lake, landed.name, empty, mode="replace", properties=load.properties)
     return Loaded(terms.name.partition(".")[2], Counts(), tuple(extract.notes))
 
 
@@ -165,13 +163,12 @@ def _drop_orphans(load: Load, terms: Terms) -> None:
         with load.desk.session() as connection:
             orphans = connection.execute(sql).fetchall()
         if orphans:
-            _delete(load, terms, child, orphans)
+            _delete(load, child, orphans)
 
 
-def _delete(load: Load, terms: Terms, child: Landed, roots: Sequence[tuple[str]]) -> None:
+def _delete(load: Load, child: Landed, roots: Sequence[tuple[str]]) -> None:
     assert child.table is not None
     empty = pa.schema(child.table.schema().to_arrow()).empty_table()
-    properties = properties_of(load, terms)
     for start in range(0, len(roots), _LISTED):
         where = any_of([ROOT_ID], roots[start : start + _LISTED])
         write(
@@ -180,5 +177,5 @@ def _delete(load: Load, terms: Terms, child: Landed, roots: Sequence[tuple[str]]
             empty,
             mode="replace_where",
             where=where,
-            properties=properties,
+            properties=load.properties,
         )

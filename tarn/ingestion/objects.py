@@ -83,6 +83,9 @@ def unpack(
     texts = frozenset(name for name, kind in types.items() if kind == "text")
     resource.add_filter(lambda item: _is_object(item, rejected, texts))
     resource.add_map(_identify(is_keyed, spelt))
+    if texts:
+        # No other field holds a number that is too long by now.
+        resource.add_map(_storable)
     resource.apply_hints(columns={name: {"data_type": "text"} for name in texts})
     source.root_key = True
     source.schema.remove_type_detection("iso_timestamp")
@@ -166,7 +169,7 @@ def _identify(is_keyed: bool, spelt: dict[str, str]) -> Callable[[dict[str, Any]
         if not is_keyed:
             seen[mark] += 1
             mark = f"{mark}-{seen[mark]}"
-        return {**_storable(item), ID: mark}
+        return {**item, ID: mark}
 
     return identified
 

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import cached_property
 
 import dlt
@@ -20,11 +20,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tarn.errors import TarnError
+from tarn.ingestion.clock import named_at, now
 from tarn.ingestion.contract import Sieve, Terms
 from tarn.ingestion.declarations import Declared
 from tarn.ingestion.declarations.base import Table
 from tarn.ingestion.intake import Load, sql_type
-from tarn.ingestion.landed import LOADED_AT, SOURCE_FILE, Desk, Landed, now
+from tarn.ingestion.landed import LOADED_AT, SOURCE_FILE, Desk, Landed
 from tarn.ingestion.ledger import Counts, TableLoad, record, remembered
 from tarn.ingestion.nested import child_spec
 from tarn.ingestion.objects import ID, ROOT_ID
@@ -160,7 +161,7 @@ class _Rows:
         """When the files of the table were loaded last."""
         system, table = self.load.system, self.terms.name.partition(".")[2]
         files = remembered(self.load.desk, system, table) if self.is_of_files else {}
-        times = pa.array([_began(file.load_id) for file in files.values()], pa.timestamp("us"))
+        times = pa.array([named_at(file.load_id) for file in files.values()], pa.timestamp("us"))
         return pa.table({"path": pa.array(list(files), pa.string()), "loaded_at": times})
 
     def _last_loaded(self) -> datetime:
@@ -175,13 +176,7 @@ class _Rows:
         table = self.terms.name.partition(".")[2]
         with self.load.desk.session() as connection:
             row = connection.execute(sql, [self.load.system, table]).fetchone()
-        return _began(row[0]) if row and row[0] else datetime.min
-
-
-def _began(load_id: str) -> datetime:
-    """When the load of that name began; UTC without zone."""
-    seconds = int(load_id.partition("-")[0], 16) / 1000
-    return datetime.fromtimestamp(seconds, UTC).replace(tzinfo=None)
+        return named_at(row[0]) if row and row[0] else datetime.min
 
 
 def replay(

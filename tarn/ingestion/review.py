@@ -10,10 +10,11 @@ from rich.console import Console
 
 from tarn.errors import TarnError
 from tarn.ingestion import engine
+from tarn.ingestion.clock import new_name, now
 from tarn.ingestion.declarations import FOLDER, Declared, declared
 from tarn.ingestion.declarations.base import Table
 from tarn.ingestion.intake import Load
-from tarn.ingestion.landed import Desk, now
+from tarn.ingestion.landed import Desk
 from tarn.ingestion.quarantine import KIND, matching, remove, rows_of, take_in_left
 from tarn.ingestion.replay import Replayed, finish_left, replay
 from tarn.ingestion.workspace import alone, workspace
@@ -117,7 +118,7 @@ def replay_all(wanted: str, reason: str = "") -> list[Replayed]:
         found: list[Replayed] = []
         for name in names:
             # One number each: it marks the commit of one table's rows.
-            load = Load(desk, engine.new_load_id(), now(), folder / name, system, notes_drift=False)
+            load = Load(desk, new_name(), now(), folder / name, system, notes_drift=False)
             take_in_left(desk, system, load.transaction)
             finish_left(desk, system)
             table = name.partition(".")[2]

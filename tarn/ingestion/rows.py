@@ -176,7 +176,7 @@ def _write(intake: Intake, rows: Callable[[], pa.RecordBatchReader], **mode: Any
         rows,
         partition_by=terms.spec.partition_by,
         evolve=terms.spec.contract.columns == "evolve",
-        properties=properties_of(intake.load, terms),
+        properties=intake.load.properties,
         transaction=intake.extract.transaction or intake.load.transaction,
         **mode,
     )
@@ -305,10 +305,5 @@ def _widen(intake: Intake) -> None:
             lambda: connection.execute(everything).to_arrow_reader().cast(pa.schema(wider)),
             mode="replace",
             partition_by=landed.table.metadata().partition_columns,
-            properties=properties_of(intake.load, intake.terms),
+            properties=intake.load.properties,
         )
-
-
-def properties_of(load: Load, terms: Terms) -> dict[str, str]:
-    system = terms.name.partition(".")[0].removeprefix("raw_")
-    return {"tarn.load_id": load.load_id, "tarn.system": system}

@@ -12,12 +12,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from time import time_ns
 from typing import Any
 
 import obstore
 from obstore.exceptions import NotFoundError
 
+from tarn.ingestion.clock import new_name
 from tarn.storage.lake import OWN_SCHEMA, Lake
 
 _SEGMENT = ".jsonl"
@@ -72,17 +72,6 @@ class Spool:
         for segment in segments:
             with suppress(NotFoundError, FileNotFoundError):
                 obstore.delete(self.lake.objects, segment)
-
-
-def new_name() -> str:
-    """A name that sorts by time: hexadecimal milliseconds, then random."""
-    return f"{time_ns() // 1_000_000:012x}-{os.urandom(8).hex()}"
-
-
-def named_at(name: str) -> datetime:
-    """When a name was made; UTC without zone."""
-    millis = int(name.rpartition("/")[2].partition("-")[0], 16)
-    return datetime.fromtimestamp(millis / 1000, UTC).replace(tzinfo=None)
 
 
 def _put_synced(target: Path, content: bytes) -> None:

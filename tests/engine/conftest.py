@@ -15,6 +15,7 @@ from uuid import uuid4
 import pytest
 from filelock import FileLock
 
+from tarn.settings import settings
 from tarn.storage.lake import Lake
 from tarn.storage.s3 import S3
 
@@ -73,6 +74,15 @@ def _make_bucket(url: str, server: subprocess.Popen[bytes]) -> None:
         except (ConnectionError, URLError):
             time.sleep(0.1)
     raise AssertionError("the S3 service does not answer")
+
+
+@pytest.fixture
+def on_s3(s3: Mapping[str, str], monkeypatch: pytest.MonkeyPatch) -> str:
+    """Address of an empty folder on S3, which the environment tells how to reach."""
+    for name, value in s3.items():
+        monkeypatch.setenv(name, value)
+    settings.cache_clear()
+    return f"s3://lake/{uuid4().hex}"
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import fastavro
 import obstore
@@ -643,16 +642,12 @@ def _twice(project: Project, change: Callable[[], object]) -> None:  # noqa: F81
 def test_files_are_read_from_s3(
     project: Project,  # noqa: F811
     s3: dict[str, str],
-    monkeypatch: pytest.MonkeyPatch,
+    on_s3: str,
 ) -> None:
-    for name, value in s3.items():
-        monkeypatch.setenv(name, value)
-    settings.cache_clear()
-    root = f"s3://lake/{uuid4().hex}"
-    store = S3(s3).store(root)
+    store = S3(s3).store(on_s3)
     for name in ("sales/a.csv", "sales/2017/b.csv"):
         obstore.put(store, name, GOOD.encode())
-    project.declare("drop", "files", root, "  sales: {path: 'sales/**/*.csv', write: append}")
+    project.declare("drop", "files", on_s3, "  sales: {path: 'sales/**/*.csv', write: append}")
     change = b"sale_id,sold_on\n9,2017-01-09\n"
     _twice(project, lambda: obstore.put(store, "sales/a.csv", change))
     project.declare("drop", "files", "s3://missing/x", SALES)

@@ -9,7 +9,6 @@ import sys
 import wave
 import zlib
 from pathlib import Path
-from uuid import uuid4
 
 import obstore
 import pytest
@@ -256,17 +255,11 @@ def test_columns_do_not_depend_on_what_is_there(shelf: Shelf) -> None:
     assert before["duration_seconds"] == "double"
 
 
-def test_media_on_s3_are_catalogued_too(
-    project: Project, s3: dict[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in s3.items():
-        monkeypatch.setenv(name, value)
-    settings.cache_clear()
-    root = f"s3://lake/{uuid4().hex}"
-    store = S3(s3).store(root)
+def test_media_on_s3_are_catalogued_too(project: Project, s3: dict[str, str], on_s3: str) -> None:
+    store = S3(s3).store(on_s3)
     obstore.put(store, "covers/a.png", picture("PNG"))
     obstore.put(store, "covers/b.wav", sound()[:-9])
-    project.declare("library", "media", root, TABLE)
+    project.declare("library", "media", on_s3, TABLE)
     assert ingest(["library"], options=Options(dry_run=True))[0].rows.accepted == 1
     assert counts_of(project.load("library")["files"]) == (2, 1, 1, 0)
     assert counts_of(project.load("library")["files"]) == (0, 0, 0, 0)

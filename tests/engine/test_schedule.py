@@ -18,9 +18,10 @@ from croniter import croniter  # type: ignore[import-untyped]
 
 from tarn.errors import TarnError
 from tarn.ingestion import schedule
+from tarn.ingestion.clock import now
 from tarn.ingestion.declarations import declared
 from tarn.ingestion.exports import crontab_text, github_text
-from tarn.ingestion.landed import Desk, now
+from tarn.ingestion.landed import Desk
 from tarn.ingestion.ledger import Counts, TableLoad, record
 from tarn.ingestion.schedule import Outcome, Work, due
 from tarn.ingestion.timetable import Timetable, timetables

@@ -6,7 +6,6 @@ from datetime import date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import duckdb
 import obstore
@@ -346,18 +345,12 @@ class TestHudi:
         assert offered[kind].columns["changed_at"] == "timestamp"
 
 
-def test_tables_are_read_from_s3(
-    project: Project, s3: dict[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in s3.items():
-        monkeypatch.setenv(name, value)
-    settings.cache_clear()
-    root = f"s3://lake/{uuid4().hex}"
+def test_tables_are_read_from_s3(project: Project, s3: dict[str, str], on_s3: str) -> None:
     service = S3(s3)
-    write_deltalake(f"{root}/delta", FIRST, storage_options=service.delta_options())
-    put_hudi(service, root)
+    write_deltalake(f"{on_s3}/delta", FIRST, storage_options=service.delta_options())
+    put_hudi(service, on_s3)
     tables = "".join(f"  {name}: {{write: replace}}\n" for name in ("delta", "cow", "mor"))
-    project.declare("partner", "table", root, tables)
+    project.declare("partner", "table", on_s3, tables)
     found = project.load("partner")
     assert {name: (each.error, each.counts.accepted) for name, each in found.items()} == {
         "delta": (None, 2),

@@ -10,13 +10,14 @@ import duckdb
 from dlt.extract import DltSource
 
 from tarn.errors import TarnError
+from tarn.ingestion.clock import named_at
 from tarn.ingestion.declarations import Declared
 from tarn.ingestion.declarations.base import Table
 from tarn.ingestion.declarations.webhook import EVENT_ID, RECEIVED_AT, WebhookSystem, WebhookTable
 from tarn.ingestion.landed import Landed
 from tarn.ingestion.masking import secrets_in
 from tarn.ingestion.sources import Extract, Source
-from tarn.ingestion.spool import Spool, named_at
+from tarn.ingestion.spool import Spool
 from tarn.ingestion.unfinished import is_unfinished
 from tarn.settings import Settings
 from tarn.storage.duck import quoted

@@ -13,9 +13,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, TextIO
 
-from dlt.common.normalizers.naming.snake_case import NamingConvention
-
 from tarn.ingestion.landed import PLACE, SOURCE_FILE
+from tarn.ingestion.names import snake_case
 from tarn.ingestion.sources import Rejected
 from tarn.ingestion.sources.files.broken import BrokenFileError
 
@@ -219,10 +218,9 @@ def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 @lru_cache(4096)
 def _clashing(keys: tuple[str, ...]) -> str | None:
     """A key that is no column's name, or the same as another's, and which of both."""
-    naming = NamingConvention()
     seen: set[str] = set()
     for key in keys:
-        name = naming.normalize_identifier(key) if key.strip() else ""
+        name = snake_case(key) if key.strip() else ""
         if not name:
             return f"{key!r} is no name"
         if name in seen:

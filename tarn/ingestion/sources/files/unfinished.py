@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from tarn.ingestion.landed import now
+from tarn.ingestion.clock import now
 from tarn.ingestion.sources.files.places import Found, Place
 
 _MARKS = (".tmp", ".temp", ".part", ".partial", ".filepart", ".crdownload", ".download", ".swp")

@@ -19,9 +19,10 @@ import pyarrow as pa
 from dlt.extract import DltResource
 
 from tarn.errors import TarnError
+from tarn.ingestion.clock import now
 from tarn.ingestion.declarations import Declared
 from tarn.ingestion.declarations.media import MediaTable
-from tarn.ingestion.landed import Landed, now
+from tarn.ingestion.landed import Landed
 from tarn.ingestion.ledger import LoadedFile, remember, remembered
 from tarn.ingestion.masking import masked, secrets_in
 from tarn.ingestion.sources import BATCH_ROWS, Extract, Offered, Rejected, Source

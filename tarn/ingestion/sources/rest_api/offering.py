@@ -7,7 +7,6 @@ from datetime import date, datetime
 from itertools import combinations
 from typing import Any
 
-from dlt.common.normalizers.naming.snake_case import NamingConvention
 from dlt.sources.helpers.rest_client.paginators import (
     HeaderLinkPaginator,
     JSONLinkPaginator,
@@ -15,6 +14,7 @@ from dlt.sources.helpers.rest_client.paginators import (
     PageNumberPaginator,
 )
 
+from tarn.ingestion.names import snake_case
 from tarn.ingestion.sources import Offered
 from tarn.ingestion.sources.rest_api.pages import Page
 
@@ -26,7 +26,6 @@ _CHANGED = re.compile(r"(last_)?(updated|modified|changed)(_(at|on|time|date))?"
 _HAPPENED = re.compile(r"(created|occurred|happened|recorded)(_(at|on|time))?|timestamp|at|time")
 _TOTAL = re.compile(r"total(_(count|results|rows|items|records))?|count")
 _LIMIT = 100
-_naming = NamingConvention()
 
 
 def operations(document: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
@@ -40,13 +39,13 @@ def operations(document: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 
 
 def table_name(path: str) -> str:
-    name = _naming.normalize_identifier(path.split("?")[0].strip("/").rpartition("/")[2])
+    name = snake_case(path.split("?")[0].strip("/").rpartition("/")[2])
     return name.strip("_") if re.match(r"_*[a-z]", name) else f"t_{name.strip('_')}"
 
 
 def key_matches(key: str, column: str) -> bool:
     """Whether a key of an object becomes the column."""
-    return bool(_naming.normalize_identifier(key) == column)
+    return snake_case(key) == column
 
 
 def unread(name: str, path: str, why: str) -> Offered:
@@ -64,7 +63,7 @@ def suggested(name: str, path: str, operation: Mapping[str, Any], page: Page | N
     endpoint: dict[str, Any] = {"path": path}
     if page:
         endpoint |= {"data_selector": page.selector, "paginator": _paginator(page, parameters)}
-    since = next((each for each in parameters if _SINCE.fullmatch(_snake(each))), None)
+    since = next((each for each in parameters if _SINCE.fullmatch(snake_case(each))), None)
     if cursor and since:
         endpoint["incremental"] = {"start_param": since}
     spec: dict[str, Any] = {"write": "merge" if key else "replace"}
@@ -83,16 +82,12 @@ def flat(row: Mapping[str, Any], above: str = "") -> dict[str, Any]:
     """The row by column: objects in it become columns, lists become tables of their own."""
     columns: dict[str, Any] = {}
     for key, value in row.items():
-        name = f"{above}{_snake(key)}"
+        name = f"{above}{snake_case(key)}"
         if isinstance(value, dict):
             columns |= flat(value, f"{name}__")
         elif not isinstance(value, list):
             columns[name] = value
     return columns
-
-
-def _snake(name: str) -> str:
-    return _naming.normalize_identifier(name)
 
 
 def _needs_more(operation: Mapping[str, Any]) -> bool:
@@ -174,7 +169,7 @@ def _paginator(page: Page, parameters: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(found, HeaderLinkPaginator):
         return {"type": "header_link"}
     if isinstance(found, JSONResponseCursorPaginator):
-        mark = next((name for name in parameters if _MARK.fullmatch(_snake(name))), "cursor")
+        mark = next((name for name in parameters if _MARK.fullmatch(snake_case(name))), "cursor")
         return {"type": "cursor", "cursor_path": str(found.cursor_path), "cursor_param": mark}
     if isinstance(found, PageNumberPaginator):
         base = {"base_page": found.base_index, "total_path": str(found.total_path)}
@@ -183,7 +178,7 @@ def _paginator(page: Page, parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _documented(page: Page, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    by_name = {_snake(name): name for name in parameters}
+    by_name = {snake_case(name): name for name in parameters}
     offset = by_name.get("offset") or by_name.get("skip") or by_name.get("start")
     size = next(
         (by_name[name] for name in ("limit", "page_size", "per_page") if name in by_name), None
@@ -208,7 +203,7 @@ def _documented(page: Page, parameters: Mapping[str, Any]) -> dict[str, Any]:
 def _total(answer: Any, above: str = "") -> str | None:
     """JSONPath to the number of all rows."""
     for key, value in answer.items() if isinstance(answer, dict) else ():
-        if isinstance(value, int) and _TOTAL.fullmatch(_snake(key)):
+        if isinstance(value, int) and _TOTAL.fullmatch(snake_case(key)):
             return f"{above}{key}"
         if isinstance(value, dict) and (inside := _total(value, f"{above}{key}.")):
             return inside

@@ -6,7 +6,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tarn.ingestion.landed import Landed, now
+from tarn.ingestion.clock import now
+from tarn.ingestion.landed import Landed
 from tarn.storage.duck import quoted
 
 _AHEAD = timedelta(days=1)
