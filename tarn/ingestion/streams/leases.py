@@ -18,10 +18,10 @@ from tarn.ingestion.streams.gcp import FAILURES, Failure, refused_ids
 
 log = logging.getLogger(__name__)
 
-LEASE_SECONDS = 60
+LEASE_SECONDS = 30
 _LOOK_SECONDS = 4.0
 """The shortest lease that a subscription gives at first is 10."""
-_SOON_SECONDS = 25.0
+_SOON_SECONDS = 15.0
 """A lease that ends so soon is extended."""
 _IDS = 2_500
 """Of half a megabyte, which a request may have."""
