@@ -15,6 +15,7 @@ from pydantic import Field, TypeAdapter
 from tarn.errors import TarnError
 from tarn.ingestion.declarations.delta_sharing import SharingSystem
 from tarn.ingestion.declarations.files import FilesSystem
+from tarn.ingestion.declarations.kafka import KafkaSystem
 from tarn.ingestion.declarations.media import MediaSystem
 from tarn.ingestion.declarations.pubsub import PubsubSystem
 from tarn.ingestion.declarations.rest_api import RestSystem
@@ -35,6 +36,7 @@ AnySystem: TypeAlias = (
     | MediaSystem
     | TableSystem
     | WebhookSystem
+    | KafkaSystem
     | PubsubSystem
 )
 KINDS: dict[str, type[AnySystem]] = {
@@ -45,6 +47,7 @@ KINDS: dict[str, type[AnySystem]] = {
     "media": MediaSystem,
     "table": TableSystem,
     "webhook": WebhookSystem,
+    "kafka": KafkaSystem,
     "pubsub": PubsubSystem,
 }
 
