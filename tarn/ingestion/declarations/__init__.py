@@ -17,6 +17,7 @@ from tarn.ingestion.declarations.delta_sharing import SharingSystem
 from tarn.ingestion.declarations.files import FilesSystem
 from tarn.ingestion.declarations.kafka import KafkaSystem
 from tarn.ingestion.declarations.media import MediaSystem
+from tarn.ingestion.declarations.pubsub import PubsubSystem
 from tarn.ingestion.declarations.rest_api import RestSystem
 from tarn.ingestion.declarations.sql_database import SqlSystem
 from tarn.ingestion.declarations.table import TableSystem
@@ -36,6 +37,7 @@ AnySystem: TypeAlias = (
     | TableSystem
     | WebhookSystem
     | KafkaSystem
+    | PubsubSystem
 )
 KINDS: dict[str, type[AnySystem]] = {
     "sql_database": SqlSystem,
@@ -46,6 +48,7 @@ KINDS: dict[str, type[AnySystem]] = {
     "table": TableSystem,
     "webhook": WebhookSystem,
     "kafka": KafkaSystem,
+    "pubsub": PubsubSystem,
 }
 
 

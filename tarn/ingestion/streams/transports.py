@@ -12,6 +12,7 @@ _Kind: TypeAlias = Callable[[Declared, Settings], Transport]
 
 TRANSPORTS = {
     "kafka": "kafka:Kafka",
+    "pubsub": "pubsub:Pubsub",
 }
 """Imported only where a system needs it: each brings its client."""
 
