@@ -130,6 +130,13 @@ def test_values_are_what_the_message_says() -> None:
     }
 
 
+def test_a_decimal_has_no_more_digits_than_its_column() -> None:
+    got = decoded('{"amount": 9999999999}', '{"amount": 10000000000}', **DECLARED)
+    assert [row.get("amount") for row in contracted(got, KINDS).values()] == [9999999999, "bad"]
+    got = decoded('{"amount": 10000000000}', **DECLARED)
+    assert [row.get("amount") for row in contracted(got, KINDS).values()] == ["bad"]
+
+
 def test_objects_become_columns_and_lists_text() -> None:
     got = decoded(
         '{"id": "a", "page": {"Type": "home", "at": {"x": 1.5}}, "tags": ["é", "2017-01-01"]}',
@@ -193,7 +200,7 @@ NUMBERS = st.one_of(
     st.integers(-(2**70), 2**70).map(str),
     st.floats(allow_nan=False, allow_infinity=False).map(repr),
     st.decimals(allow_nan=False, allow_infinity=False, places=2, max_value=10**11).map(str),
-    st.sampled_from(["1e3", "1E400", "-0", "-0.0", "1e-400", "0e5", "01", "1.", "NaN", "0.1" + "0" * 30]),
+    st.sampled_from(["1e3", "1E400", "-0", "-0.0", "1e-400", "01", "1.", "NaN", "0.1" + "0" * 30]),
 )
 TEXTS = st.one_of(
     st.text(max_size=6).map(json.dumps),
@@ -207,15 +214,28 @@ def as_object(pairs: Sequence[tuple[str, str]]) -> str:
     return "{" + ", ".join(f'"{key}": {value}' for key, value in pairs) + "}"
 
 
-VALUES = st.recursive(
-    LEAVES,
+def as_list(items: Sequence[str]) -> str:
+    return f"[{','.join(items)}]"
+
+
+SMALL = st.one_of(TEXTS, st.integers(-9, 9).map(str), st.sampled_from(["null", "true"]))
+"""Of columns that nobody has typed: what is beyond their type hangs on what comes with it."""
+LISTS = st.recursive(
+    st.lists(LEAVES, max_size=3).map(as_list),
     lambda inner: st.one_of(
-        st.lists(inner, max_size=3).map(lambda items: f"[{','.join(items)}]"),
-        st.lists(st.tuples(KEYS, inner), max_size=3).map(as_object),
+        st.lists(inner, max_size=2).map(as_list),
+        st.lists(st.tuples(KEYS, inner), max_size=2).map(lambda pairs: as_list([as_object(pairs)])),
     ),
+    max_leaves=3,
+)
+VALUES = st.recursive(
+    st.one_of(SMALL, LISTS),
+    lambda inner: st.lists(st.tuples(KEYS, inner), max_size=3).map(as_object),
     max_leaves=4,
 )
-OBJECTS = st.lists(st.tuples(KEYS, VALUES), min_size=0, max_size=4).map(as_object)
+OBJECTS = st.lists(st.tuples(KEYS, st.one_of(LEAVES, VALUES)), min_size=0, max_size=4).map(
+    as_object
+)
 LIKELY = st.fixed_dictionaries(
     {"order_id": st.integers(0, 99).map(str), "note": st.just('"x"')},
     optional={"amount": NUMBERS, "rate": NUMBERS, "other": LEAVES},

@@ -14,8 +14,8 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from decimal import Decimal
+from dataclasses import dataclass, replace
+from decimal import Context, Decimal
 from json.encoder import encode_basestring
 from typing import Any, TypeAlias
 
@@ -31,10 +31,10 @@ from tarn.ingestion.streams.formats import (
     Unreadable,
     UnreadableError,
     columns,
-    rows,
 )
+from tarn.ingestion.streams.formats.pieces import Expected, Piece, Types
 from tarn.ingestion.strict_json import DEEPEST, Reader, clashing, why
-from tarn.ingestion.types import exact_cast, named, plain, shown
+from tarn.ingestion.types import exact_cast, plain, shown
 
 _WINDOW = 1000
 _ATTEMPTS = 8
@@ -52,9 +52,6 @@ _BOM = b"\xef\xbb\xbf"
 _BLANK = b" \t\r\n"
 Path: TypeAlias = tuple[str, ...]
 """Keys from the message down to a value."""
-Types: TypeAlias = Mapping[str, pa.DataType]
-"""Of columns, by name."""
-Indices: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
 
 
 class _Fraction(str):
@@ -72,14 +69,6 @@ class _BentError(Exception):
 
 
 @dataclass(frozen=True)
-class _Piece:
-    """Some of the messages as columns; those without a value are left out."""
-
-    indices: Indices
-    columns: Mapping[str, pa.Array]
-
-
-@dataclass(frozen=True)
 class _Row:
     """One message, value by column: bool, int, _Fraction or text. Nulls are left out."""
 
@@ -92,13 +81,12 @@ class JsonDecoder:
     their column is not text or decimal."""
 
     def __init__(self, spec: StreamTable) -> None:
-        self.declared = {name: named(kind) for name, kind in spec.columns.items()}
-        self.renamed = spec.contract.renamed
+        self.expected = Expected(spec)
         self.arrow = _Arrow()
         self.spelt: dict[str, str] = {}
 
     def decode(self, values: Sequence[bytes | None], known: pa.Schema | None) -> Decoded:
-        kinds = self._kinds(known)
+        kinds = {name: _native(kind) for name, kind in self.expected.types(known).items()}
         pieces, odd = self.arrow.read(values, kinds)
         rejected: list[Unreadable] = []
         parsed = self._parsed(values, odd, rejected)
@@ -109,8 +97,12 @@ class JsonDecoder:
             parsed += self._parsed(values, bent, rejected)
         if parsed:
             pieces.append(_converted(parsed, kinds, values, rejected))
-        kinds = _in_order(kinds, known, self._first(values))
-        return self._joined(pieces, rejected, kinds, found)
+        order = _in_order(kinds, known, self._first(values))
+        spelt = {**self.arrow.spelt, **self.spelt}
+        result = self.expected.together(pieces, rejected, order, spelt)
+        came = {name: found[name] for name in result.rows.schema.names if name in found}
+        told = {name: kind for name, kind in came.items() if result.rows[name].type != kind}
+        return replace(result, types=told)
 
     def _first(self, values: Sequence[bytes | None]) -> Iterator[str]:
         """The columns of the first message that is a row."""
@@ -118,12 +110,6 @@ class JsonDecoder:
             for row in self._parsed(values, [index], []):
                 yield from row.values
                 return
-
-    def _kinds(self, known: pa.Schema | None) -> dict[str, pa.DataType]:
-        """As which type each column's values are to be read."""
-        kinds = {each.name: _native(each.type) for each in known or ()}
-        kinds |= {name: _native(kind) for name, kind in self.declared.items()}
-        return kinds | {new: kinds[old] for new, old in self.renamed.items() if old in kinds}
 
     def _parsed(
         self, values: Sequence[bytes | None], indices: Sequence[int], rejected: list[Unreadable]
@@ -139,29 +125,6 @@ class JsonDecoder:
                 parsed.append(_Row(index, row))
         return parsed
 
-    def _joined(
-        self, pieces: Sequence[_Piece], rejected: list[Unreadable], kinds: Types, found: Types
-    ) -> Decoded:
-        indices = np.concatenate([np.empty(0, np.int64), *(each.indices for each in pieces)])
-        order = np.argsort(indices, kind="stable")
-        came = {name for piece in pieces for name in piece.columns}
-        joined = {name: _column(name, pieces, kinds[name]) for name in kinds if name in came}
-        if (np.diff(indices) < 0).any():
-            joined = {name: array.take(pa.array(order)) for name, array in joined.items()}
-        for name, kind in self.declared.items():
-            others = (new for new, old in self.renamed.items() if old == name)
-            if name not in joined and not any(new in joined for new in others):
-                joined[name] = pa.nulls(len(indices), kind)
-        spelt = {**self.arrow.spelt, **self.spelt}
-        told = {name: kind for name, kind in found.items() if name in joined}
-        return Decoded(
-            rows({name: joined[name] for name in kinds if name in joined}, len(indices)),
-            pa.array(indices[order]),
-            sorted(rejected, key=lambda each: each.index),
-            {name: spelt[name] for name in joined if name in spelt},
-            {name: kind for name, kind in told.items() if joined[name].type != kind},
-        )
-
 
 class _Arrow:
     """Reads plain messages all at once, and learns from them how to be asked."""
@@ -173,7 +136,7 @@ class _Arrow:
         self.resting = self.rests = 0
         """Batches that it will not be asked for, as most messages of one were not plain."""
 
-    def read(self, values: Sequence[bytes | None], kinds: Types) -> tuple[list[_Piece], list[int]]:
+    def read(self, values: Sequence[bytes | None], kinds: Types) -> tuple[list[Piece], list[int]]:
         """Messages that could be read, and the indices of the others."""
         fit: list[int] = []
         odd: list[int] = []
@@ -197,7 +160,7 @@ class _Arrow:
 
     def _window(
         self, values: Sequence[bytes | None], indices: list[int], kinds: Types, odd: list[int]
-    ) -> _Piece | None:
+    ) -> Piece | None:
         """What is left of some messages when those at fault are taken out."""
         for _ in range(_ATTEMPTS):
             if not indices:
@@ -213,9 +176,7 @@ class _Arrow:
         odd += indices
         return None
 
-    def _piece(
-        self, values: Sequence[bytes | None], indices: Sequence[int], kinds: Types
-    ) -> _Piece:
+    def _piece(self, values: Sequence[bytes | None], indices: Sequence[int], kinds: Types) -> Piece:
         """Raises _BentError if Arrow does not read what the messages say."""
         chosen = [(values[index] or b"").strip(_BLANK) for index in indices]
         joined = b"\n".join(chosen)
@@ -236,13 +197,26 @@ class _Arrow:
             raise _BentError
         self.spelt |= {name: ".".join(path) for path, name, _ in leaves}
         valued = {name: array for _, name, array in leaves if array.null_count < len(array)}
-        return _Piece(
+        unsure = [
+            pc.indices_nonzero(_beyond(array))
+            for name, array in valued.items()
+            if name not in kinds and array.type == pa.float64()
+        ]
+        if beyond := pa.chunked_array(unsure, pa.uint64()).unique().to_pylist():
+            # Arrow takes whole numbers beyond 64 bits for fractions.
+            raise _BentError(beyond)
+        return Piece(
             np.array(indices, np.int64),
             {
                 name: _as_text(array) if _is_list(array.type) else array
                 for name, array in valued.items()
             },
         )
+
+
+def _beyond(doubles: pa.Array) -> pa.Array:
+    """Where doubles skip whole numbers, or are none."""
+    return pc.invert(pc.fill_null(pc.less(pc.abs(doubles), _EXACT), True))
 
 
 def _is_plain(value: bytes | None) -> bool:
@@ -425,17 +399,13 @@ def _native(kind: pa.DataType) -> pa.DataType:
     return kind if pa.types.is_boolean(kind) or pa.types.is_decimal(kind) else _TEXT
 
 
-def _in_order(
-    kinds: Types, known: pa.Schema | None, first: Iterator[str]
-) -> dict[str, pa.DataType]:
+def _in_order(kinds: Types, known: pa.Schema | None, first: Iterator[str]) -> list[str]:
     """The table's columns first, then others as the first message has them."""
     ordered = [name for name in kinds if known is not None and name in known.names]
-    if len(ordered) < len(kinds):
-        ordered = list(dict.fromkeys([*ordered, *first, *kinds]))
-    return {name: kinds[name] for name in ordered if name in kinds}
+    return [*ordered, *first, *kinds] if len(ordered) < len(kinds) else ordered
 
 
-def _most_frequent(pieces: Sequence[_Piece], parsed: Sequence[_Row], kinds: Types) -> Types:
+def _most_frequent(pieces: Sequence[Piece], parsed: Sequence[_Row], kinds: Types) -> Types:
     """The type that most values are of, of each column that has none yet."""
     counts: dict[str, Counter[pa.DataType]] = {}
     for row in parsed:
@@ -457,9 +427,7 @@ def _winner(often: Counter[pa.DataType]) -> pa.DataType:
     return max(_PREFERRED, key=lambda kind: often[kind])
 
 
-def _fitting(
-    piece: _Piece, kinds: Types, values: Sequence[bytes | None]
-) -> tuple[_Piece, list[int]]:
+def _fitting(piece: Piece, kinds: Types, values: Sequence[bytes | None]) -> tuple[Piece, list[int]]:
     """The messages whose values are exact in their columns' types, and the indices of others."""
     found: dict[str, pa.Array] = {}
     bad = np.zeros(len(piece.indices), bool)
@@ -470,33 +438,37 @@ def _fitting(
         if array.type == pa.float64():
             bad |= _vanished(array, piece, values)
     if not bad.any():
-        return _Piece(piece.indices, found), []
+        return Piece(piece.indices, found), []
     kept = pa.array(~bad)
     left = {name: array.filter(kept) for name, array in found.items()}
     valued = {name: array for name, array in left.items() if array.null_count < len(array)}
-    return _Piece(piece.indices[~bad], valued), piece.indices[bad].tolist()
+    return Piece(piece.indices[~bad], valued), piece.indices[bad].tolist()
 
 
 def _fit(array: pa.Array, kind: pa.DataType) -> tuple[pa.Array, pa.Array | None]:
     """The column as its type or as text, and which values that would bend."""
     was = array.type
     if was == pa.float64():
-        whole = pc.equal(array, pc.trunc(array)) if kind == pa.int64() else kind == was
-        fits = pc.and_(pc.less(pc.abs(array), _EXACT), whole)
-        bent = pc.invert(pc.fill_null(fits, True))
-        if pc.any(bent).as_py():
-            array = pc.if_else(bent, pa.scalar(None, was), array)
+        bent = _beyond(array)
+        if kind != was:
+            whole = pc.equal(array, pc.trunc(array)) if kind == pa.int64() else False
+            bent = pc.or_(bent, pc.invert(pc.fill_null(whole, True)))
+        array = pc.if_else(bent, pa.scalar(None, was), array)
         return (pc.cast(array, kind) if kind == pa.int64() else array), bent
     if was == pa.int64() and kind == pa.float64():
         double = pc.cast(array, kind, safe=False)
         return double, pc.fill_null(pc.greater_equal(pc.abs(double), _EXACT), False)
-    if was in (kind, _TEXT) or pa.types.is_decimal(was):
+    if pa.types.is_decimal(was):
+        # Arrow checks the digits of the text, not those that the scale adds.
+        most = pa.scalar(Decimal(10**was.precision - 1).scaleb(-was.scale, _WIDE), was)
+        return array, pc.fill_null(pc.greater(pc.abs(array), most), False)
+    if was in (kind, _TEXT):
         return array, None
     return pc.cast(array, _TEXT), None
 
 
 def _vanished(
-    array: pa.Array, piece: _Piece, values: Sequence[bytes | None]
+    array: pa.Array, piece: Piece, values: Sequence[bytes | None]
 ) -> np.ndarray[Any, np.dtype[np.bool_]]:
     """Which zeros may be numbers too small for a double."""
     zero = pc.fill_null(pc.equal(array, 0.0), False).to_numpy(zero_copy_only=False)
@@ -511,7 +483,7 @@ def _converted(
     kinds: Types,
     values: Sequence[bytes | None],
     rejected: list[Unreadable],
-) -> _Piece:
+) -> Piece:
     """Parsed messages as columns."""
     kept: list[_Row] = []
     for row in parsed:
@@ -523,7 +495,7 @@ def _converted(
             kept.append(_Row(row.index, found))
     names = dict.fromkeys(name for row in kept for name in row.values)
     arrays = {name: _array([row.values.get(name) for row in kept], kinds[name]) for name in names}
-    return _Piece(np.array([row.index for row in kept], np.int64), arrays)
+    return Piece(np.array([row.index for row in kept], np.int64), arrays)
 
 
 def _as(name: str, value: Any, kind: pa.DataType) -> Any:
@@ -585,19 +557,7 @@ def _shown(value: Any) -> str | None:
     return value if value is None or isinstance(value, str) else _json(value)
 
 
-def _column(name: str, pieces: Sequence[_Piece], kind: pa.DataType) -> pa.Array:
-    """A column of all pieces; as text if it is text in one."""
-    arrays = [piece.columns.get(name) for piece in pieces]
-    kinds = {array.type for array in arrays if array is not None}
-    common = kinds.pop() if len(kinds) == 1 else _TEXT
-    return pa.concat_arrays(
-        [
-            pa.nulls(len(piece.indices), common) if array is None else pc.cast(array, common)
-            for piece, array in zip(pieces, arrays, strict=True)
-        ]
-    )
-
-
+_WIDE = Context(prec=40)
 _READER = Reader((), parse_float=_Fraction)
 _TEXT = pa.string()
 _NUMBERS = (pa.int64(), pa.float64())
