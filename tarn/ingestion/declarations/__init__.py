@@ -16,6 +16,7 @@ from tarn.errors import TarnError
 from tarn.ingestion.declarations.delta_sharing import SharingSystem
 from tarn.ingestion.declarations.files import FilesSystem
 from tarn.ingestion.declarations.media import MediaSystem
+from tarn.ingestion.declarations.pubsub import PubsubSystem
 from tarn.ingestion.declarations.rest_api import RestSystem
 from tarn.ingestion.declarations.sql_database import SqlSystem
 from tarn.ingestion.declarations.table import TableSystem
@@ -27,7 +28,14 @@ FOLDER = "ingestion"
 SCHEMA_FILE = "schema.json"
 
 AnySystem: TypeAlias = (
-    SqlSystem | FilesSystem | RestSystem | SharingSystem | MediaSystem | TableSystem | WebhookSystem
+    SqlSystem
+    | FilesSystem
+    | RestSystem
+    | SharingSystem
+    | MediaSystem
+    | TableSystem
+    | WebhookSystem
+    | PubsubSystem
 )
 KINDS: dict[str, type[AnySystem]] = {
     "sql_database": SqlSystem,
@@ -37,6 +45,7 @@ KINDS: dict[str, type[AnySystem]] = {
     "media": MediaSystem,
     "table": TableSystem,
     "webhook": WebhookSystem,
+    "pubsub": PubsubSystem,
 }
 
 
