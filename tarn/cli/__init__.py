@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
+from tarn.cli.alerts import alerts
 from tarn.cli.collect import collect
 from tarn.cli.console import CONSOLE, lake, say, shown
 from tarn.cli.drift import drift
@@ -97,6 +98,7 @@ def query(sql: str | None, layout: str) -> NoReturn:
 
 
 for verb in (
+    alerts,
     collect,
     drift,
     ingest,

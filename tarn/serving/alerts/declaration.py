@@ -3,7 +3,7 @@
 import re
 from datetime import timedelta
 from string import Formatter
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias, get_args
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import duckdb
@@ -13,7 +13,8 @@ from tarn.serving.formats import check_format
 from tarn.strict_yaml import Spec, Time, nearest, span
 
 START, END = "window_start", "window_end"
-DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+Day = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
+DAYS: tuple[Day, ...] = get_args(Day)
 PLACES = ("value", "usual", "threshold", "window", "title")
 """What a message may have in braces."""
 _VARIABLE = re.compile(r"\$\{(\w+)")
@@ -70,7 +71,7 @@ class Deviation(Spec):
 class BusinessHours(Spec):
     """When the business is open; outside nothing is concluded, and what is open waits."""
 
-    days: Annotated[tuple[Literal[DAYS], ...], Field(min_length=1)] = DAYS  # type: ignore[valid-type]
+    days: Annotated[tuple[Day, ...], Field(min_length=1)] = DAYS
     """On which days it opens."""
     opens: Annotated[str, Field(alias="from", pattern=_CLOCK)]
     """As 08:00."""
@@ -115,13 +116,7 @@ class Email(Spec):
     sender: str = "tarn@localhost"
 
 
-class Nowhere(Spec):
-    """Only the table tarn.alerts, in which every alert is anyway."""
-
-    kind: Literal["table"]
-
-
-Channel: TypeAlias = Annotated[Webhook | Email | Nowhere, Field(discriminator="kind")]
+Channel: TypeAlias = Annotated[Webhook | Email, Field(discriminator="kind")]
 
 
 class Alert(Spec):
@@ -154,6 +149,7 @@ class Alert(Spec):
     resolve_after: Time = "5m"
     """How long all must be well until it is resolved."""
     notify: tuple[Channel, ...] = ()
+    """Whom it is sent to, beside the table tarn.alerts, which every change is a row of."""
 
     @model_validator(mode="after")
     def _measures(self) -> "Alert":
@@ -183,12 +179,9 @@ class Alert(Spec):
 
 def label(channel: Channel) -> str:
     """What a channel is called in messages: nothing of its address."""
-    match channel:
-        case Webhook():
-            return f"webhook {', '.join(_VARIABLE.findall(channel.url))}"
-        case Email():
-            return f"email to {', '.join(channel.to)}"
-    return "table"
+    if isinstance(channel, Webhook):
+        return f"webhook {', '.join(_VARIABLE.findall(channel.url))}"
+    return f"email to {', '.join(channel.to)}"
 
 
 def _check_bounds(sql: str) -> None:

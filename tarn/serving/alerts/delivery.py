@@ -19,7 +19,7 @@ _SECONDS = 10
 _LONGEST_WAIT = 3600.0
 _COLOURS = {"info": "#439fe0", "warning": "#daa038", "critical": "#a30200"}
 _WELL = "#2eb886"
-_ESCAPED = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
+_ESCAPED = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})
 """What Slack takes for its own signs."""
 
 
@@ -42,15 +42,13 @@ class Open:
 
 
 def opened(channel: Channel, label: str, expand: Callable[[str], str]) -> Open | None:
-    """A channel ready to send; None of one whose variable is empty, and of the table."""
-    match channel:
-        case Webhook():
-            address = expand(channel.url)
-            return Open(label, lambda event: _post(address, event)) if address else None
-        case Email():
-            server = expand(channel.smtp)
-            return Open(label, lambda event: _mail(server, channel, event)) if server else None
-    return None
+    """A channel ready to send; None of one whose variable is empty."""
+    address = expand(channel.url if isinstance(channel, Webhook) else channel.smtp)
+    if not address:
+        return None
+    if isinstance(channel, Webhook):
+        return Open(label, lambda event: _post(address, event))
+    return Open(label, lambda event: _mail(address, channel, event))
 
 
 def _post(address: str, event: Event) -> None:
@@ -91,7 +89,7 @@ def slack(event: Event) -> dict[str, Any]:
         "footer": _id(event),
         "ts": int(event.happened_at.replace(tzinfo=UTC).timestamp()),
     }
-    return {"text": event.message.translate(str.maketrans(_ESCAPED)), "attachments": [attachment]}
+    return {"text": event.message.translate(_ESCAPED), "attachments": [attachment]}
 
 
 def _id(event: Event) -> str:

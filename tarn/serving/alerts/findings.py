@@ -1,6 +1,8 @@
 """What an evaluation of an alert finds, condition by condition, in the words that are sent."""
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Literal, TypeAlias
@@ -18,9 +20,13 @@ from tarn.storage.lake import Lake
 from tarn.storage.loads import span
 from tarn.strict_yaml import span as length
 
+log = logging.getLogger(__name__)
+
 Condition = Literal["value", "no_data", "late_data", "failure"]
 CONDITIONS: tuple[Condition, ...] = ("value", "no_data", "late_data", "failure")
-Connect: TypeAlias = Callable[[], duckdb.DuckDBPyConnection]
+Connect: TypeAlias = Callable[[], AbstractContextManager[duckdb.DuckDBPyConnection]]
+_LONGEST = 500
+"""Characters of an error that are told."""
 
 
 @dataclass(frozen=True)
@@ -47,32 +53,44 @@ class Finding:
 
 
 def find(declared: Declared, lake: Lake, connect: Connect, at: datetime) -> list[Finding]:
-    """Evaluate an alert at a moment. Raises what kept it from being evaluated."""
+    """Evaluate an alert at a moment. What goes wrong is a finding too."""
+    found: list[Finding] = []
+    try:
+        found.extend(_findings(declared, lake, connect, at))
+    except Exception as error:
+        log.debug("%s", declared.name, exc_info=True)
+        found.append(_failed(declared, error))
+    return found
+
+
+def _findings(declared: Declared, lake: Lake, connect: Connect, at: datetime) -> Iterator[Finding]:
     alert = declared.alert
     since = open_since(alert.business_hours, at) if alert.business_hours else datetime.min
     if since is None:
-        return [_held("value", "outside business hours")]
-    found: list[Finding] = [Finding("failure", False, "it can be evaluated")]
+        yield _held("outside business hours")
+        return
     if alert.heartbeat is not None:
         beat = pulse(lake, alert.heartbeat, at, since)
-        found += _data(alert, beat)
+        yield from _data(alert, beat)
         if beat.no_data or beat.late_data:
-            return [*found, _held("value", "the data is missing or late")]
+            yield _held("the data is missing or late")
+            return
     if window(alert, at)[0] < since:
-        return [*found, _held("value", "the window began before business hours")]
-    return [*found, _value(alert, measure(alert, declared.sql, connect(), at))]
+        yield _held("the window began before business hours")
+        return
+    with connect() as connection:
+        yield _value(alert, measure(alert, declared.sql, connection, at))
+    yield Finding("failure", False, f"{alert.title}: can be evaluated again")
 
 
-def failed(declared: Declared, error: Exception) -> Finding:
-    """That an alert cannot be evaluated."""
+def _failed(declared: Declared, error: Exception) -> Finding:
     told = " ".join((error.what if isinstance(error, TarnError) else str(error)).split())
-    return Finding(
-        "failure", True, f"{declared.alert.title}: cannot be evaluated ({declared.where}): {told}"
-    )
+    what = f"{declared.alert.title}: cannot be evaluated ({declared.where}): {told[:_LONGEST]}"
+    return Finding("failure", True, what)
 
 
-def _held(condition: Condition, text: str) -> Finding:
-    return Finding(condition, None, text)
+def _held(text: str) -> Finding:
+    return Finding("value", None, text)
 
 
 def _data(alert: Alert, beat: Pulse) -> list[Finding]:

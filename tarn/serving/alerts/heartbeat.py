@@ -33,7 +33,9 @@ def pulse(lake: Lake, heartbeat: Heartbeat, at: datetime, since: datetime | None
     """How it stands at a moment. `since`: silence before it is of no account."""
     table = lake.table(f"raw_{heartbeat.source}")
     if table is None:
-        return Pulse(no_data=f"{heartbeat.source} has never been loaded{_pipe(lake, heartbeat, at)}")
+        return Pulse(
+            no_data=f"{heartbeat.source} has never been loaded{_pipe(lake, heartbeat, at)}"
+        )
     committed = _last_rows_at(table)
     quiet = at - max(each for each in (committed, since, datetime.min) if each)
     if quiet >= length(heartbeat.silent_after):
@@ -75,8 +77,8 @@ def _lateness(lake: Lake, table: DeltaTable, heartbeat: Heartbeat, at: datetime)
         meant = nearest(heartbeat.event_time, names)
         raise TarnError(f"no column {heartbeat.event_time!r}{meant}", f"raw_{heartbeat.source}")
     event = quoted(heartbeat.event_time)
-    sane = f"{event} <= least($at, {_SENT_AT}) + {_SKEW}" if _SENT_AT in names else f"{event} <= $at"
-    sql = f"select max({event}) from ({select_from(table)}) where {sane}"
+    latest = f"least($at, {_SENT_AT})" if _SENT_AT in names else "$at"
+    sql = f"select max({event}) from ({select_from(table)}) where {event} <= {latest} + {_SKEW}"
     recent = at - length(heartbeat.late_after)
     with session(lake) as connection:
         # Almost always a recent event is there, and files of old ones need not be read.

@@ -7,7 +7,7 @@ killed between them sends it once more, and never not at all.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, Literal, cast
@@ -104,21 +104,23 @@ class Journal:
         self.lake, self.evaluator = lake, evaluator
         self.standings: dict[str, Standing] = {}
         self._pending: dict[tuple[str, int], Event] = {}
-        self._last: dict[str, Event] = {}
         self._version = -1
 
-    def refresh(self) -> None:
-        """Take in what others have written: another evaluator, or who mutes."""
+    def refresh(self) -> Sequence[Event]:
+        """Take in what others have written: another evaluator, or who mutes. Gives all there is,
+        or nothing if nothing is new."""
         table = self.lake.table(ALERTS)
         if table is None or table.version() == self._version:
-            return
+            return ()
         sql = f"select {', '.join(_SCHEMA.names)} from ({select_from(table)}) order by sequence"
         with session(self.lake) as connection:
             rows = connection.execute(sql).to_arrow_table().to_pylist()
         self.standings, self._pending = {}, {}
-        for row in rows:
-            self._take(_event(row))
+        events = [_event(row) for row in rows]
+        for event in events:
+            self._take(event)
         self._version = table.version()
+        return events
 
     def of(self, alert: str) -> Standing:
         return self.standings.setdefault(alert, Standing())
@@ -131,15 +133,6 @@ class Journal:
 
     def step(self, name: str, alert: Alert, step: Step, at: datetime) -> Event | None:
         """Record a change of a condition."""
-        found = step.finding.measured if step.finding else None
-        measured = {
-            "value": found.value,
-            "usual": found.usual,
-            "lower_bound": found.low,
-            "upper_bound": found.high,
-            "window_start": found.window[0],
-            "window_end": found.window[1],
-        } if found else {}  # fmt: skip
         event = Event(
             name,
             0,
@@ -151,8 +144,17 @@ class Journal:
             at,
             step.opened_at,
             delivery=self._delivery(name, alert, step.is_told, at),
-            **measured,
         )
+        if step.finding and (found := step.finding.measured):
+            event = replace(
+                event,
+                value=found.value,
+                usual=found.usual,
+                lower_bound=found.low,
+                upper_bound=found.high,
+                window_start=found.window[0],
+                window_end=found.window[1],
+            )
         return self.record(event)
 
     def _delivery(self, name: str, alert: Alert, is_told: bool, at: datetime) -> Delivery:
@@ -160,15 +162,18 @@ class Journal:
             return "none"
         if self.of(name).is_muted(at):
             return "muted"
-        return "pending" if any(each.kind != "table" for each in alert.notify) else "none"
+        return "pending" if alert.notify else "none"
 
     def record(self, event: Event) -> Event | None:
         """Write an event with the next number; None if another evaluator took it first."""
         number = self.of(event.alert).sequence + 1
         event = replace(event, sequence=number, evaluator=self.evaluator)
         write(self.lake, ALERTS, _rows(event), mode="insert", keys=_KEY)
-        self.refresh()
-        return event if self._last.get(event.alert) == event else None
+        return event if event in self.refresh() else None
+
+    def latest(self, event: Event) -> Event:
+        """An event that is being sent, as it is by now."""
+        return self._pending.get((event.alert, event.sequence), event)
 
     def note(self, event: Event) -> None:
         """Complete a row: who has it by now."""
@@ -178,10 +183,9 @@ class Journal:
     def _take(self, event: Event) -> None:
         standing = self.of(event.alert)
         standing.sequence = event.sequence
-        self._last[event.alert] = event
         if event.change in ("muted", "unmuted"):
             standing.muted_until = event.muted_until
-        is_told = event.delivery != "muted" and event.change != "recovering"
+        is_told = event.delivery != "muted" and event.change in ("opened", "repeated")
         after(
             standing.incidents,
             event.change,

@@ -100,17 +100,15 @@ def measure(
 def pattern(
     deviation: Deviation, past: Sequence[float | None]
 ) -> tuple[float | None, float | None, str | None]:
-    """What is usual, the bound that follows, and what is lacking. The past begins with last week."""
-    newest_first = list(past)
-    while newest_first and not newest_first[-1]:
-        newest_first.pop()
-    known = [value for value in newest_first if value is not None]
+    """What is usual, the bound that follows, and what is lacking. The latest week comes first."""
+    weeks = list(past)
+    while weeks and not weeks[-1]:
+        weeks.pop()
+    known = [value for value in weeks if value is not None]
     if len(known) < deviation.at_least:
         return None, None, f"history of {len(known)} weeks, and {deviation.at_least} are needed"
     usual = median(known)
-    spread = max(
-        _SIGMA * median(abs(value - usual) for value in known), _LEAST_SPREAD * abs(usual)
-    )
+    spread = max(_SIGMA * median(abs(value - usual) for value in known), _LEAST_SPREAD * abs(usual))
     sign = -1 if deviation.side == "below" else 1
     return usual, usual + sign * deviation.by * spread, None
 
