@@ -142,7 +142,7 @@ class _Run:
                 due_at = timetable.before(load.at) if timetable else None
                 record(self.desk, load.load_id, tables, due_at)
             if not self.options.dry_run:
-                alert(self.home, tables)
+                alert(self.home, self.desk.lake, tables, load.at)
             seconds = perf_counter() - began
             return LoadResult(wanted.name, load.load_id, tuple(tables), seconds, error)
 

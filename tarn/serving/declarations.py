@@ -7,7 +7,7 @@ that names the file, the line, the tile and the nearest key.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 from pydantic import (
     AfterValidator,
@@ -20,11 +20,19 @@ from pydantic import (
 )
 
 from tarn.errors import TarnError
+from tarn.serving.alerts.declaration import (
+    Alert,
+    BusinessHours,
+    Deviation,
+    Email,
+    Heartbeat,
+    Webhook,
+)
 from tarn.serving.formats import check_format
 from tarn.strict_yaml import Location, Spec, YamlFile, nearest, read
 
-_OtherKind = Literal["api", "alert", "features", "training_set", "sync"]
-KINDS = ("dashboard", *get_args(_OtherKind), "docs")
+_OtherKind = Literal["api", "features", "training_set", "sync"]
+KINDS = ("dashboard", "alert", *get_args(_OtherKind), "docs")
 Format = Annotated[str, AfterValidator(check_format)]
 Width = Annotated[int, Field(ge=1, le=12)]
 
@@ -127,7 +135,8 @@ class Other(BaseModel):
     kind: _OtherKind
 
 
-Run = Annotated[Dashboard | Docs | Other, Field(discriminator="kind")]
+Run: TypeAlias = Dashboard | Docs | Alert | Other
+_AnyRun = Annotated[Run, Field(discriminator="kind")]
 _SHAPES: Mapping[str, type[Spec]] = {
     "dashboard": Dashboard,
     "docs": Docs,
@@ -135,10 +144,17 @@ _SHAPES: Mapping[str, type[Spec]] = {
     "chart": Chart,
     "table": Table,
     "compare": Compare,
+    "alert": Alert,
+    "deviation": Deviation,
+    "business_hours": BusinessHours,
+    "heartbeat": Heartbeat,
+    "webhook": Webhook,
+    "email": Email,
 }
 """The models by the name under which pydantic reports a place in them."""
 _TILE_KINDS = ("figure", "chart", "table")
-_TAGS = (*KINDS, *_TILE_KINDS)
+_CHANNEL_KINDS = ("webhook", "email")
+_TAGS = (*KINDS, *_TILE_KINDS, *_CHANNEL_KINDS)
 """Parts of such a place that stand for a choice of model, not for a key."""
 
 
@@ -157,7 +173,7 @@ class Exposure:
     """Path from the project's folder."""
     depends_on: tuple[str, ...]
     """dbt's unique ids of the models and metrics behind it."""
-    run: Dashboard | Docs | Other | None
+    run: Run | None
 
 
 def read_exposures(manifest: Mapping[str, Any], project: Path) -> list[Exposure]:
@@ -196,14 +212,14 @@ def _read_exposure(node: Mapping[str, Any], project: Path) -> Exposure:
     )
 
 
-def parse_run(declared: Any, name: str, source: YamlFile) -> Dashboard | Docs | Other:
+def parse_run(declared: Any, name: str, source: YamlFile) -> Run:
     """The `run` of the exposure `name`; `source` tells the line of each key of it."""
     kind = declared.get("kind") if isinstance(declared, Mapping) else None
     if kind not in KINDS:
         where = f"{source.where('kind')}: {name}"
         raise TarnError(f"unknown kind of run {kind!r}", where, f"one of {', '.join(KINDS)}")
     try:
-        run: Dashboard | Docs | Other = TypeAdapter(Run).validate_python(declared)
+        run: Run = TypeAdapter(_AnyRun).validate_python(declared)
     except ValidationError as error:
         raise _explain(error, declared, name, source) from None
     return run
@@ -231,15 +247,22 @@ def _explain(
     match first["type"]:
         case "extra_forbidden":
             shape = _SHAPES[[str(part) for part in first["loc"][:-1] if part in _SHAPES][-1]]
-            what = f"unknown key {keys[-1]!r}{nearest(str(keys[-1]), list(shape.model_fields))}"
+            what = f"unknown key {keys[-1]!r}{nearest(str(keys[-1]), _keys(shape))}"
         case "missing":
             what = f"key {keys[-1]!r} is missing"
         case "union_tag_invalid" | "union_tag_not_found":
-            what = f"unknown kind of tile; known: {', '.join(_TILE_KINDS)}"
+            thing, known = (
+                ("channel", _CHANNEL_KINDS) if "notify" in keys else ("tile", _TILE_KINDS)
+            )
+            what = f"unknown kind of {thing}; known: {', '.join(known)}"
         case _:
             place = ".".join(str(key) for key in keys if not isinstance(key, int))
             what = ": ".join(filter(None, (place, first["msg"].removeprefix("Value error, "))))
     return TarnError(what, where)
+
+
+def _keys(shape: type[Spec]) -> list[str]:
+    return [field.alias or name for name, field in shape.model_fields.items()]
 
 
 def _tile_title(declared: Mapping[str, Any], keys: Location) -> str:
