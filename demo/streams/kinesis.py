@@ -18,7 +18,7 @@ _ACCOUNT = "123456789012"
 
 
 @contextmanager
-def serve(run: Path, is_full: bool, any_port: bool) -> Iterator[str]:
+def serve(run: Path, any_port: bool) -> Iterator[str]:
     """Run the server in a thread that ends with the process; give its address."""
     from moto.kinesis.models import kinesis_backends
     from moto.moto_server.werkzeug_app import create_backend_app
@@ -29,7 +29,7 @@ def serve(run: Path, is_full: bool, any_port: bool) -> Iterator[str]:
             """Say nothing of each request."""
 
     stream = kinesis_backends[_ACCOUNT][REGION].create_stream(STREAM, SHARDS)
-    for _, key, value in burst(run, STREAM) if is_full else ():
+    for _, key, value in burst(run, STREAM):
         shard = stream.get_shard_for_key(key, "")
         assert shard is not None
         shard.put_record(key, b64encode(value.encode()).decode(), "")

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from socket import socket
 from threading import Thread
+from urllib.parse import urlsplit
 
 from amqtt.adapters import StreamReaderAdapter, StreamWriterAdapter  # type: ignore[import-untyped]
 from amqtt.broker import Broker, BrokerContext  # type: ignore[import-untyped]
@@ -45,17 +46,17 @@ class Password(BaseAuthPlugin):  # type: ignore[misc]
 
 
 @contextmanager
-def serve(run: Path, is_full: bool, any_port: bool) -> Iterator[str]:
+def serve(run: Path, any_port: bool) -> Iterator[str]:
     """Run the broker in a thread that ends with the process; give its address."""
     logging.getLogger("amqtt").setLevel(logging.CRITICAL)
     listener = listen(PORT, any_port)
     host, port = listener.getsockname()
-    waiting = burst(run, TOPIC) if is_full else []
+    waiting = burst(run, TOPIC)
     starting = _started(listener, making.token(run, TOPIC), waiting)
     loop = asyncio.new_event_loop()
     Thread(target=loop.run_forever, daemon=True).start()
     asyncio.run_coroutine_threadsafe(starting, loop).result()
-    yield f"{host}:{port}"
+    yield f"mqtt://{host}:{port}"
 
 
 async def _started(listener: socket, password: str, waiting: list[Message]) -> None:
@@ -83,10 +84,10 @@ class Sender:
     """Sends to a broker by its address."""
 
     def __init__(self, address: str, password: str) -> None:
-        host, _, port = address.rpartition(":")
+        url = urlsplit(address)
         self.client = Client(CallbackAPIVersion.VERSION2)
         self.client.username_pw_set(TOPIC, password)
-        self.client.connect(host, int(port))
+        self.client.connect(url.hostname or "", url.port or 0)
         self.client.loop_start()
 
     def send(self, messages: list[Message]) -> None:

@@ -19,7 +19,7 @@ _SUBSCRIPTION = f"projects/{PROJECT}/subscriptions/{SUBSCRIPTION}"
 
 
 @contextmanager
-def serve(run: Path, is_full: bool, any_port: bool) -> Iterator[str]:
+def serve(run: Path, any_port: bool) -> Iterator[str]:
     """Run the server in threads; give its address."""
     with ExitStack() as stack:
         try:
@@ -33,8 +33,7 @@ def serve(run: Path, is_full: bool, any_port: bool) -> Iterator[str]:
             reader = SubscriberClient(transport=SubscriberGrpcTransport(channel=channel))
             sender.client.create_topic(name=_TOPIC)
             reader.create_subscription(name=_SUBSCRIPTION, topic=_TOPIC)
-        if is_full:
-            sender.send(burst(run, TOPIC))
+        sender.send(burst(run, TOPIC))
         yield address
 
 

@@ -14,6 +14,7 @@ import click
 
 from tarn.cli.collect import collect
 from tarn.cli.console import CONSOLE, lake, say, shown
+from tarn.cli.demo import demo
 from tarn.cli.drift import drift
 from tarn.cli.ingestion import ingest, load, schedule, standing, status
 from tarn.cli.quarantine import quarantine
@@ -98,6 +99,7 @@ def query(sql: str | None, layout: str) -> NoReturn:
 
 for verb in (
     collect,
+    demo,
     drift,
     ingest,
     init,
