@@ -17,6 +17,7 @@ import click
 from tarn.cli.alerts import alerts
 from tarn.cli.collect import collect
 from tarn.cli.console import CONSOLE, lake, say, shown
+from tarn.cli.demo import demo
 from tarn.cli.drift import drift
 from tarn.cli.ingestion import ingest, load, schedule, standing, status
 from tarn.cli.quarantine import quarantine
@@ -123,6 +124,7 @@ def _made(folder: Path) -> Path:
 for verb in (
     alerts,
     collect,
+    demo,
     drift,
     ingest,
     init,
