@@ -118,7 +118,9 @@ class Shop:
         return [(table, row) for _, table, row in sorted(coming, key=lambda event: event[0])]
 
     def _moment(self) -> datetime:
-        return self.start + timedelta(milliseconds=round(self.hours * 3.6e6 * self._chance.random()))
+        return self.start + timedelta(
+            milliseconds=round(self.hours * 3.6e6 * self._chance.random())
+        )
 
     def _clicks(self) -> Iterator[tuple[str, Row]]:
         chance, number = self._chance, 0
