@@ -3,9 +3,13 @@
 from pathlib import Path
 
 from tarn.ingestion.declarations import Declared
-from tarn.ingestion.declarations.stream import StreamTable
+from tarn.ingestion.declarations.stream import AvroFormat, JsonFormat, StreamTable
 from tarn.ingestion.streams.formats import Decoded, Decoder, RegistryAwayError, Unreadable
+from tarn.ingestion.streams.formats.avro import AvroFile, AvroRegistry
 from tarn.ingestion.streams.formats.json import JsonDecoder
+from tarn.ingestion.streams.formats.protobuf import ProtobufFile, ProtobufRegistry
+from tarn.ingestion.streams.formats.records import RecordDecoder
+from tarn.ingestion.streams.formats.registry import registry_of
 
 __all__ = ["Decoded", "Decoder", "RegistryAwayError", "Unreadable", "decoder"]
 
@@ -15,4 +19,15 @@ def decoder(declared: Declared, table: str, spec: StreamTable, home: Path) -> De
 
     home: the project's folder, from which files with schemas are named.
     """
-    return JsonDecoder(spec)
+    format = spec.format
+    if isinstance(format, JsonFormat):
+        return JsonDecoder(spec)
+    where = declared.file.where("tables", table, "format")
+    if isinstance(format, AvroFormat):
+        if format.schema_file is not None:
+            return RecordDecoder(spec, AvroFile(home / format.schema_file, where))
+        return RecordDecoder(spec, AvroRegistry(registry_of(declared, table)))
+    if format.descriptor_file is not None:
+        file = home / format.descriptor_file
+        return RecordDecoder(spec, ProtobufFile(file, format.message, where))
+    return RecordDecoder(spec, ProtobufRegistry(registry_of(declared, table)))
