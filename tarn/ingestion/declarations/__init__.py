@@ -15,6 +15,7 @@ from pydantic import Field, TypeAdapter
 from tarn.errors import TarnError
 from tarn.ingestion.declarations.delta_sharing import SharingSystem
 from tarn.ingestion.declarations.files import FilesSystem
+from tarn.ingestion.declarations.kafka import KafkaSystem
 from tarn.ingestion.declarations.media import MediaSystem
 from tarn.ingestion.declarations.rest_api import RestSystem
 from tarn.ingestion.declarations.sql_database import SqlSystem
@@ -27,7 +28,14 @@ FOLDER = "ingestion"
 SCHEMA_FILE = "schema.json"
 
 AnySystem: TypeAlias = (
-    SqlSystem | FilesSystem | RestSystem | SharingSystem | MediaSystem | TableSystem | WebhookSystem
+    SqlSystem
+    | FilesSystem
+    | RestSystem
+    | SharingSystem
+    | MediaSystem
+    | TableSystem
+    | WebhookSystem
+    | KafkaSystem
 )
 KINDS: dict[str, type[AnySystem]] = {
     "sql_database": SqlSystem,
@@ -37,6 +45,7 @@ KINDS: dict[str, type[AnySystem]] = {
     "media": MediaSystem,
     "table": TableSystem,
     "webhook": WebhookSystem,
+    "kafka": KafkaSystem,
 }
 
 
