@@ -54,11 +54,11 @@ class AvroShape:
         read = BytesIO(value)
         try:
             found = fastavro.schemaless_reader(read, self.schema, None)
-        except EOFError:
-            raise UnreadableError("it ends too early" if value else EMPTY) from None
         except Exception as error:
             # Bytes of another schema fail in whichever way they like.
-            raise UnreadableError(f"it is not of its schema: {error}") from error
+            raise UnreadableError(
+                f"it is not of its schema: {error}" if value else EMPTY
+            ) from error
         if left := len(value) - read.tell():
             raise UnreadableError(f"it goes on for {left} bytes after its end")
         return found
