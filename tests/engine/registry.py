@@ -13,6 +13,7 @@ from threading import Thread
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from grpc_tools import protoc
 
 USER, PASSWORD = "reader", "s3cret"
@@ -90,9 +91,6 @@ def serialized(schema: str) -> str:
         assert not protoc.main(
             ["protoc", f"-I{folder}", f"-I{_includes()}", f"-o{out}", f"{folder}/value.proto"]
         )
-        # The set has one file: the list's tag and length are before it.
-        from google.protobuf.descriptor_pb2 import FileDescriptorSet
-
         file = FileDescriptorSet.FromString(out.read_bytes()).file[0]
     return base64.b64encode(file.SerializeToString()).decode()
 

@@ -23,6 +23,7 @@ from grpc_tools import protoc
 
 from tarn.errors import TarnError
 from tarn.ingestion.declarations import declare
+from tarn.ingestion.declarations.stream import StreamTable
 from tarn.ingestion.streams.decoding import Decoded, Decoder, RegistryAwayError, decoder
 from tarn.settings import Settings
 from tests.engine.registry import PASSWORD, USER, Registry, registry
@@ -49,7 +50,9 @@ def decoder_of(folder: Path, format: str, url: str = "", more: str = "") -> Deco
     )
     found = declare(file)
     home = Settings(folder, str(folder / "lake"), folder, {})
-    return decoder(found, "orders", found.system.tables["orders"], home)
+    spec = found.system.tables["orders"]
+    assert isinstance(spec, StreamTable)
+    return decoder(found, "orders", spec, home)
 
 
 def avro(schema: dict[str, Any], record: dict[str, Any]) -> bytes:
