@@ -15,6 +15,7 @@ from pydantic import Field, TypeAdapter
 from tarn.errors import TarnError
 from tarn.ingestion.declarations.delta_sharing import SharingSystem
 from tarn.ingestion.declarations.files import FilesSystem
+from tarn.ingestion.declarations.kafka import KafkaSystem
 from tarn.ingestion.declarations.kinesis import KinesisSystem
 from tarn.ingestion.declarations.media import MediaSystem
 from tarn.ingestion.declarations.mqtt import MqttSystem
@@ -38,6 +39,7 @@ AnySystem: TypeAlias = (
     | WebhookSystem
     | KinesisSystem
     | MqttSystem
+    | KafkaSystem
 )
 KINDS: dict[str, type[AnySystem]] = {
     "sql_database": SqlSystem,
@@ -49,6 +51,7 @@ KINDS: dict[str, type[AnySystem]] = {
     "webhook": WebhookSystem,
     "kinesis": KinesisSystem,
     "mqtt": MqttSystem,
+    "kafka": KafkaSystem,
 }
 
 
