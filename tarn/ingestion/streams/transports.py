@@ -13,6 +13,8 @@ _Kind: TypeAlias = Callable[[Declared, Settings], Transport]
 TRANSPORTS = {
     "kafka": "kafka:Kafka",
     "pubsub": "pubsub:Pubsub",
+    "kinesis": "kinesis:Kinesis",
+    "mqtt": "mqtt:Mqtt",
 }
 """Imported only where a system needs it: each brings its client."""
 
