@@ -6,14 +6,15 @@ one with exactly-once delivery says which acknowledgements came too late. There 
 pull and no filter.
 """
 
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from itertools import count
-from threading import Condition
+from threading import Condition, Event
 from typing import Any, NoReturn
 
 import grpc  # type: ignore[import-untyped]
@@ -273,3 +274,10 @@ def _tell_late(reader: _Subscription, late: list[str], context: grpc.ServicerCon
     code = grpc.StatusCode.FAILED_PRECONDITION.value[0]
     status = Status(code=code, message="Some acknowledgements came too late.", details=[details])
     context.abort_with_status(rpc_status.to_status(status))
+
+
+if __name__ == "__main__":
+    with serve(int(sys.argv[1])) as address:
+        print(f"PUBSUB_EMULATOR_HOST={address}", flush=True)
+        with suppress(KeyboardInterrupt):
+            Event().wait()

@@ -21,6 +21,7 @@ from tarn.cli.quarantine import quarantine
 from tarn.cli.releases import find, release, tables
 from tarn.cli.sources import init, relink, source
 from tarn.cli.storage import maintain, storage
+from tarn.cli.stream import stream
 from tarn.errors import TarnError
 from tarn.settings import program, settings
 from tarn.storage import catalog
@@ -110,6 +111,7 @@ for verb in (
     source,
     status,
     storage,
+    stream,
     tables,
 ):
     cli.add_command(verb)

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from tarn.storage.duck import select_from, session
 from tarn.storage.lake import Lake
+from tarn.storage.streams import StreamStatus
 
 LOADS = "tarn.loads"
 DRIFT = "tarn.drift"
@@ -57,6 +58,16 @@ class TableStatus:
     """Changes of the source that stop its loads."""
     quarantined: int = 0
     """Rows that wait in quarantine, those of children included."""
+    stream: StreamStatus | None = None
+    """Of a table that a stream has written."""
+
+    @property
+    def error(self) -> str | None:
+        """What is wrong, of one that failed."""
+        if self.state != "failed":
+            return None
+        trouble = self.stream.trouble if self.stream else None
+        return trouble or (self.history.error if self.history else None)
 
 
 def histories(lake: Lake) -> dict[Name, History]:

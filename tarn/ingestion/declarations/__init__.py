@@ -15,7 +15,9 @@ from pydantic import Field, TypeAdapter
 from tarn.errors import TarnError
 from tarn.ingestion.declarations.delta_sharing import SharingSystem
 from tarn.ingestion.declarations.files import FilesSystem
+from tarn.ingestion.declarations.kafka import KafkaSystem
 from tarn.ingestion.declarations.media import MediaSystem
+from tarn.ingestion.declarations.pubsub import PubsubSystem
 from tarn.ingestion.declarations.rest_api import RestSystem
 from tarn.ingestion.declarations.sql_database import SqlSystem
 from tarn.ingestion.declarations.table import TableSystem
@@ -27,7 +29,15 @@ FOLDER = "ingestion"
 SCHEMA_FILE = "schema.json"
 
 AnySystem: TypeAlias = (
-    SqlSystem | FilesSystem | RestSystem | SharingSystem | MediaSystem | TableSystem | WebhookSystem
+    SqlSystem
+    | FilesSystem
+    | RestSystem
+    | SharingSystem
+    | MediaSystem
+    | TableSystem
+    | WebhookSystem
+    | KafkaSystem
+    | PubsubSystem
 )
 KINDS: dict[str, type[AnySystem]] = {
     "sql_database": SqlSystem,
@@ -37,6 +47,8 @@ KINDS: dict[str, type[AnySystem]] = {
     "media": MediaSystem,
     "table": TableSystem,
     "webhook": WebhookSystem,
+    "kafka": KafkaSystem,
+    "pubsub": PubsubSystem,
 }
 
 
