@@ -16,7 +16,9 @@ from tarn.errors import TarnError
 from tarn.ingestion.declarations.delta_sharing import SharingSystem
 from tarn.ingestion.declarations.files import FilesSystem
 from tarn.ingestion.declarations.kafka import KafkaSystem
+from tarn.ingestion.declarations.kinesis import KinesisSystem
 from tarn.ingestion.declarations.media import MediaSystem
+from tarn.ingestion.declarations.mqtt import MqttSystem
 from tarn.ingestion.declarations.pubsub import PubsubSystem
 from tarn.ingestion.declarations.rest_api import RestSystem
 from tarn.ingestion.declarations.sql_database import SqlSystem
@@ -38,6 +40,8 @@ AnySystem: TypeAlias = (
     | WebhookSystem
     | KafkaSystem
     | PubsubSystem
+    | KinesisSystem
+    | MqttSystem
 )
 KINDS: dict[str, type[AnySystem]] = {
     "sql_database": SqlSystem,
@@ -49,6 +53,8 @@ KINDS: dict[str, type[AnySystem]] = {
     "webhook": WebhookSystem,
     "kafka": KafkaSystem,
     "pubsub": PubsubSystem,
+    "kinesis": KinesisSystem,
+    "mqtt": MqttSystem,
 }
 
 
