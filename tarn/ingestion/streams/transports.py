@@ -12,9 +12,9 @@ _Kind: TypeAlias = Callable[[Declared, Settings], Transport]
 
 TRANSPORTS = {
     "kafka": "kafka:Kafka",
-    "pubsub": "pubsub:Pubsub",
     "kinesis": "kinesis:Kinesis",
     "mqtt": "mqtt:Mqtt",
+    "pubsub": "pubsub:Pubsub",
 }
 """Imported only where a system needs it: each brings its client."""
 
