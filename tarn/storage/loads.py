@@ -70,8 +70,8 @@ class TableStatus:
         return trouble or (self.history.error if self.history else None)
 
 
-def histories(lake: Lake) -> dict[Name, History]:
-    """Of every table that was ever loaded, or tried."""
+def histories(lake: Lake, before: datetime = datetime.max) -> dict[Name, History]:
+    """Of every table that was ever loaded, or tried, by loads that began before a moment."""
     table = lake.table(LOADS)
     if table is None:
         return {}
@@ -85,10 +85,10 @@ def histories(lake: Lake) -> dict[Name, History]:
             coalesce(arg_max(rows_accepted, (started_at, finished_at)) {good}, 0),
             coalesce(arg_max(date_diff('millisecond', started_at, finished_at) / 1000,
                 (started_at, finished_at)) {good}, 0)
-        from ({select_from(table)}) where status <> 'replayed' group by all
+        from ({select_from(table)}) where status <> 'replayed' and started_at < ? group by all
     """
     with session(lake) as connection:
-        rows = connection.execute(sql).fetchall()
+        rows = connection.execute(sql, [before]).fetchall()
     return {
         (system, name): History(tried_at, has_failed, error or None, succeeded_at, accepted, took)
         for system, name, tried_at, has_failed, error, succeeded_at, accepted, took in rows
