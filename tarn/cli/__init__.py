@@ -17,12 +17,14 @@ import click
 from tarn.cli.alerts import alerts
 from tarn.cli.collect import collect
 from tarn.cli.console import CONSOLE, lake, say, shown
+from tarn.cli.demo import demo
 from tarn.cli.drift import drift
 from tarn.cli.ingestion import ingest, load, schedule, standing, status
 from tarn.cli.quarantine import quarantine
 from tarn.cli.releases import find, release, tables
 from tarn.cli.sources import init, relink, source
 from tarn.cli.storage import maintain, storage
+from tarn.cli.stream import stream
 from tarn.errors import TarnError
 from tarn.settings import program, settings
 from tarn.storage import catalog
@@ -122,6 +124,7 @@ def _made(folder: Path) -> Path:
 for verb in (
     alerts,
     collect,
+    demo,
     drift,
     ingest,
     init,
@@ -132,6 +135,7 @@ for verb in (
     source,
     status,
     storage,
+    stream,
     tables,
 ):
     cli.add_command(verb)

@@ -253,7 +253,8 @@ def _measures(table: DeltaTable) -> list[Any]:
 
 
 _WRITE_OPTIONS = (
-    "keys", "partition_by", "where", "evolve", "not_null", "description", "comments", "properties"
+    "keys", "partition_by", "where", "evolve", "not_null", "description", "comments", "properties",
+    "deleted",
 )  # fmt: skip
 _SHAPE = ("partition_by", "comments", "description", "not_null")
 """What shapes a table beside its query."""

@@ -120,8 +120,14 @@ class Merge:
         parts = "".join(f", t.{quoted(name)}" for name in self._partitions)
         return self._session.execute(
             f'select s."{_ROW}", {self._changes()} as "{_CHANGED}"{parts}'
-            f" from {self._target} as t join source as s on {same}"
+            f" from {self._target} as t join source as s on {same}{self._where_found()}"
         ).to_arrow_table()
+
+    def _where_found(self) -> str:
+        """SQL that leaves out partitions in which no row can have a key of the source's."""
+        within = set(self._partitions) <= set(self.keys)
+        partitions = self._partitions_of((self.source,), "t.") if within else None
+        return f" where {partitions}" if partitions else ""
 
     def _changes(self) -> str:
         """SQL: whether the source's row `s` would change the table's row `t`."""

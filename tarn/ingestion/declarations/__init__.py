@@ -15,7 +15,10 @@ from pydantic import Field, TypeAdapter
 from tarn.errors import TarnError
 from tarn.ingestion.declarations.delta_sharing import SharingSystem
 from tarn.ingestion.declarations.files import FilesSystem
+from tarn.ingestion.declarations.kafka import KafkaSystem
+from tarn.ingestion.declarations.kinesis import KinesisSystem
 from tarn.ingestion.declarations.media import MediaSystem
+from tarn.ingestion.declarations.mqtt import MqttSystem
 from tarn.ingestion.declarations.pubsub import PubsubSystem
 from tarn.ingestion.declarations.rest_api import RestSystem
 from tarn.ingestion.declarations.sql_database import SqlSystem
@@ -35,7 +38,10 @@ AnySystem: TypeAlias = (
     | MediaSystem
     | TableSystem
     | WebhookSystem
+    | KafkaSystem
     | PubsubSystem
+    | KinesisSystem
+    | MqttSystem
 )
 KINDS: dict[str, type[AnySystem]] = {
     "sql_database": SqlSystem,
@@ -45,7 +51,10 @@ KINDS: dict[str, type[AnySystem]] = {
     "media": MediaSystem,
     "table": TableSystem,
     "webhook": WebhookSystem,
+    "kafka": KafkaSystem,
     "pubsub": PubsubSystem,
+    "kinesis": KinesisSystem,
+    "mqtt": MqttSystem,
 }
 
 

@@ -8,6 +8,8 @@ from tarn.ingestion.declarations.base import Name
 from tarn.ingestion.declarations.stream import StreamSystem, StreamTable
 from tarn.strict_yaml import Spec
 
+_SUBSCRIPTION = r"^([^/]+|projects/[^/]+/subscriptions/[^/]+)$"
+
 
 class PubsubConnection(Spec):
     project: str
@@ -18,12 +20,17 @@ class PubsubConnection(Spec):
 
 
 class PubsubTable(StreamTable):
-    subscription: Annotated[str, Field(pattern=r"^([^/]+|projects/[^/]+/subscriptions/[^/]+)$")]
-    """Name of the subscription, from which nobody else pulls; with its project if that is another:
-    projects/shop/subscriptions/orders."""
+    subscription: Annotated[str | None, Field(pattern=_SUBSCRIPTION)] = None
+    """Name of the subscription if it differs from the key, with its project if that is another:
+    projects/shop/subscriptions/orders. Nobody else may pull from it."""
 
 
 class PubsubSystem(StreamSystem):
     kind: Literal["pubsub"]
     connection: PubsubConnection
     tables: dict[Name, PubsubTable] = Field(min_length=1)
+
+    def subscription(self, table: str) -> str:
+        """Its full name."""
+        name = self.tables[table].subscription or table
+        return name if "/" in name else f"projects/{self.connection.project}/subscriptions/{name}"

@@ -28,7 +28,7 @@
     {%- endif -%}
     {%- set query = model_query(made) -%}
     {%- if existing is none or not existing.is_table or should_full_refresh() -%}
-        {%- do lake_write(query, 'replace') -%}
+        {%- do lake_write(without_deleted(query), 'replace') -%}
     {%- else -%}
         {%- do strategy(schema_change(existing, query), listed(config.get('unique_key'))) -%}
     {%- endif -%}
@@ -84,7 +84,16 @@
     {%- set options = {'keys': keys, 'evolve': change.evolve} -%}
     {%- set predicates = incremental_predicates() -%}
     {%- set updated = updated_columns(change, keys) -%}
-    {%- if updated is not none or predicates -%}
+    {%- if config.get('merge_delete_where') -%}
+        {%- if updated is not none or predicates -%}
+            {%- do exceptions.raise_compiler_error(
+                'merge_delete_where goes with neither incremental_predicates nor a choice of'
+                ~ ' columns: drop one of the two'
+            ) -%}
+        {%- endif -%}
+        {%- do options.update({'deleted': 'tarn deleted'}) -%}
+        {%- set change = dict(change, sql=with_deleted(change.sql)) -%}
+    {%- elif updated is not none or predicates -%}
         {%- set incoming = staged(change.sql) -%}
         {%- if predicates and beyond_predicates(change.existing, incoming, keys, predicates) -%}
             {%- if updated is not none -%}
@@ -105,6 +114,23 @@
         {%- endif -%}
     {%- endif -%}
     {%- do lake_write(change.sql, 'merge', options) -%}
+{%- endmacro %}
+
+
+{#- Rows for which `merge_delete_where` holds delete the row of their key. Marked so: -#}
+{% macro with_deleted(sql) -%}
+    select *, coalesce({{ config.get('merge_delete_where') }}, false) as "tarn deleted"
+    from ({{ sql }}) as incoming
+{%- endmacro %}
+
+
+{#- A table that is made has none of them. -#}
+{% macro without_deleted(sql) -%}
+    {%- set where = config.get('merge_delete_where') -%}
+    {{- return(
+        'select * from (' ~ sql ~ ') as incoming where (' ~ where ~ ') is not true'
+        if where else sql
+    ) -}}
 {%- endmacro %}
 
 
