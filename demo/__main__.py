@@ -2,6 +2,8 @@
 
   python -m demo                     make what is missing, serve until Ctrl-C
   python -m demo -- COMMAND [ARGS…]  the same for as long as COMMAND runs
+  python -m demo stream [--speed N]  go on sending events until Ctrl-C, N times faster: to the
+                                     brokers of the demo that runs, else to some of its own
   python -m demo make                only make what is missing
   python -m demo postgres URL        load the tills into an empty PostgreSQL database
 
@@ -9,10 +11,12 @@ Everything is kept in demo/.run, or in TARN_DEMO_RUN.
 """
 
 import os
+import re
 import shlex
 import signal
 import subprocess
 import sys
+from contextlib import ExitStack
 from multiprocessing import get_context
 from pathlib import Path
 from threading import Event
@@ -36,6 +40,10 @@ def main(arguments: list[str]) -> int:
         case ["make"]:
             making.make(making.run_folder())
             return 0
+        case ["stream"]:
+            return _stream(making.run_folder(), 1)
+        case ["stream", "--speed", speed] if re.fullmatch(r"\d*\.?\d+", speed) and float(speed):
+            return _stream(making.run_folder(), float(speed))
         case ["postgres", url]:
             return _load_postgres(url)
     print(__doc__, file=sys.stderr)
@@ -48,13 +56,43 @@ def _serve(run: Path) -> int:
     _make_missing(run)
     stop = Event()
     with serving.upstream_systems(run, any_port=False) as environment:
-        for name in SIGNALS:
-            signal.signal(name, lambda *_: stop.set())
-        for variable, value in environment.items():
-            print(f"export {variable}={shlex.quote(value)}", flush=True)
+        _stop_on_signals(stop)
+        _print_exports(environment)
         report("serving; Ctrl-C stops")
         stop.wait()
     return 0
+
+
+def _stream(run: Path, speed: float) -> int:
+    from demo.streams import brokers, replay
+
+    _make_missing(run)
+    stop = Event()
+    with ExitStack() as stack:
+        environment = brokers.running(run)
+        if environment is None:
+            environment = stack.enter_context(brokers.starting(run, any_port=False))()
+            _print_exports(environment)
+        _stop_on_signals(stop)
+        report("streams: sending; Ctrl-C stops")
+        try:
+            replay.keep_going(run, environment, speed, stop)
+        except Exception:
+            if brokers.running(run):
+                raise
+            report("streams: the brokers have ended")
+            return 1
+    return 0
+
+
+def _stop_on_signals(stop: Event) -> None:
+    for name in SIGNALS:
+        signal.signal(name, lambda *_: stop.set())
+
+
+def _print_exports(environment: dict[str, str]) -> None:
+    for variable, value in environment.items():
+        print(f"export {variable}={shlex.quote(value)}", flush=True)
 
 
 def _run(run: Path, command: list[str]) -> int:

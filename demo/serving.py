@@ -1,6 +1,5 @@
-"""Serves the APIs and the market researcher's share on 127.0.0.1, in threads."""
+"""Serves the APIs and the market researcher's share on 127.0.0.1, in threads, and the brokers."""
 
-import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -11,6 +10,8 @@ import uvicorn
 from fastapi import FastAPI
 
 from demo import crm, making, marketing, sharing, trends
+from demo.listening import listen
+from demo.streams import brokers
 
 MARKETING_PORT = 8801
 SHARING_PORT = 8802
@@ -27,6 +28,7 @@ def upstream_systems(run: Path, any_port: bool) -> Iterator[dict[str, str]]:
     names = ("marketing", "market_research", "trends", "crm")
     api_token, share_token, trends_key, crm_secret = (making.token(run, name) for name in names)
     with ExitStack() as stack:
+        started = stack.enter_context(brokers.starting(run, any_port))
         campaigns = marketing.app(run / "marketing.json", api_token)
         api = stack.enter_context(_served(campaigns, MARKETING_PORT, any_port))
         shared = sharing.app(run / "market_research", share_token)
@@ -46,6 +48,7 @@ def upstream_systems(run: Path, any_port: bool) -> Iterator[dict[str, str]]:
             "CRM_API_URL": crm_url,
             "CRM_CLIENT_SECRET": crm_secret,
             "MARKET_RESEARCH_PROFILE": str(stack.enter_context(_profile(run, share, share_token))),
+            **started(),
         }
 
 
@@ -66,7 +69,7 @@ def _profile(run: Path, url: str, token: str) -> Iterator[Path]:
 @contextmanager
 def _served(app: FastAPI, port: int, any_port: bool) -> Iterator[str]:
     """Run the app in a thread on a port that is already ours; give its address."""
-    listener = _listen(port, any_port)
+    listener = listen(port, any_port)
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2)
     server = uvicorn.Server(config)
@@ -79,17 +82,3 @@ def _served(app: FastAPI, port: int, any_port: bool) -> Iterator[str]:
     finally:
         server.should_exit = True
         thread.join()
-
-
-def _listen(port: int, any_port: bool) -> socket.socket:
-    listener = socket.socket()
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind(("127.0.0.1", port))
-        listener.listen()  # at once: two sockets may bind to one port before either listens
-    except OSError as error:
-        listener.close()
-        if any_port:
-            return _listen(0, any_port=False)
-        raise SystemExit(f"demo: port {port}: {error.strerror}; is the demo running?") from None
-    return listener

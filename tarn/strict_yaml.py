@@ -1,14 +1,16 @@
 """YAML read strictly: every mistake in a file told at once, with its line and the nearest key."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from difflib import get_close_matches
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, WithJsonSchema
 from pydantic_core import ErrorDetails
 
 from tarn.errors import TarnError
@@ -24,6 +26,28 @@ class Spec(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, serialize_by_alias=True
     )
+
+
+_UNITS = {"ms": "milliseconds", "s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+_SPAN = re.compile(r"(\d+)(ms|s|m|h|d)")
+
+
+def span(text: str) -> timedelta:
+    """The time that `90s`, `5m` or `1h` says; raises ValueError for anything else."""
+    match = _SPAN.fullmatch(text)
+    if match is None:
+        raise ValueError(f"{text!r} is no time such as 1s, 5m or 2h")
+    return timedelta(**{_UNITS[match[2]]: int(match[1])})
+
+
+def _span(text: str) -> str:
+    span(text)
+    return text
+
+
+Time: TypeAlias = Annotated[
+    str, AfterValidator(_span), WithJsonSchema({"type": "string", "pattern": rf"^{_SPAN.pattern}$"})
+]
 
 
 @dataclass(frozen=True)

@@ -3,23 +3,29 @@
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, NoReturn
 
 import click
 
+from tarn.cli.alerts import alerts
 from tarn.cli.collect import collect
 from tarn.cli.console import CONSOLE, lake, say, shown
+from tarn.cli.demo import demo
 from tarn.cli.drift import drift
 from tarn.cli.ingestion import ingest, load, schedule, standing, status
+from tarn.cli.live import live
 from tarn.cli.quarantine import quarantine
 from tarn.cli.releases import find, release, tables
 from tarn.cli.sources import init, relink, source
 from tarn.cli.storage import maintain, storage
+from tarn.cli.stream import stream
 from tarn.errors import TarnError
 from tarn.settings import program, settings
 from tarn.storage import catalog
@@ -29,6 +35,7 @@ from tarn.storage.duck import client
 if TYPE_CHECKING:
     from tarn.ingestion.engine import LoadResult
     from tarn.serving.site import Site
+    from tarn.storage.lake import Lake
 
 _FORMATS = ("box", "csv", "json", "markdown", "line")
 
@@ -82,25 +89,49 @@ def run() -> None:
 @cli.command()
 @click.argument("sql", required=False)
 @click.option("-f", "--format", "layout", type=click.Choice(_FORMATS), default="box")
-def query(sql: str | None, layout: str) -> NoReturn:
+@click.option(
+    "--live", "is_live", is_flag=True, help="Read streams as they are now, through dbt's views."
+)
+def query(sql: str | None, layout: str, is_live: bool) -> NoReturn:
     """Run SQL on the current release, or open a prompt on it."""
     here = lake()
-    duckdb = program("duckdb")
+    command, variables = _client(here, layout)
+    ask = ["-c", sql] if sql else []
+    sys.stdout.flush()
+    if not is_live:
+        os.execve(command[0], [*command, str(catalog.ensure(here)), *ask], variables)
+    from tarn.storage.live import write
+
+    with TemporaryDirectory(prefix="live-", dir=_made(here.work_dir)) as folder:
+        # A prompt moves on with the streams; one query reads all of them as of one moment.
+        file = write(here, Path(folder), is_moving=not sql)
+        signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C ends a query, not the prompt.
+        sys.exit(subprocess.run([*command, str(file), *ask], env=variables).returncode)
+
+
+def _client(here: "Lake", layout: str) -> tuple[list[str], dict[str, str]]:
+    """DuckDB's command line, ready to read the lake, and the variables it needs."""
     statements, keys = client(here)
     # Making a secret answers `true`, which is no part of the query's result.
     prepared = (f".output {os.devnull}", "; ".join(statements), ".output")
-    command = [duckdb, "-readonly", "-bail", f"-{layout}"]
+    command = [program("duckdb"), "-readonly", "-bail", f"-{layout}"]
     command += [argument for text in prepared for argument in ("-cmd", text)]
-    command += [str(catalog.ensure(here)), *(["-c", sql] if sql else [])]
-    sys.stdout.flush()
-    os.execve(duckdb, command, {**settings().variables, **keys})
+    return command, {**settings().variables, **keys}
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 for verb in (
+    alerts,
     collect,
+    demo,
     drift,
     ingest,
     init,
+    live,
     maintain,
     quarantine,
     release,
@@ -108,6 +139,7 @@ for verb in (
     source,
     status,
     storage,
+    stream,
     tables,
 ):
     cli.add_command(verb)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tarn.ingestion.ledger import TableLoad
     from tarn.ingestion.options import Options
     from tarn.ingestion.schedule import Outcome, Work
+    from tarn.storage.streams import PartitionState, StreamStatus
 
 _STYLES = {"failed": "bold red", "late": "yellow", "never": "yellow", "ok": "green"}
 _LAST_LINES = 15
@@ -121,13 +122,17 @@ def _plain(table: "TableLoad") -> dict[str, object]:
 @click.option("--check", is_flag=True, help="Exit with 1 if a table is late, failed or missing.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a table.")
 def status(systems: Sequence[str], check: bool, as_json: bool) -> None:
-    """Where every table stands: late, failed, rows, drift, quarantine. The worst first."""
+    """Where every table stands: late, failed, rows, drift, quarantine. The worst first.
+
+    Then how streams keep up; of one system for each partition.
+    """
     found = standing(systems)
     if as_json:
         for each in found:
             click.echo(json.dumps(asdict(each), default=str))
     else:
         _show(found)
+        _show_streams(found, by_partition=len({each.system for each in found}) == 1)
     sys.exit(check and any(each.state != "ok" for each in found))
 
 
@@ -163,8 +168,31 @@ def _show(found: Sequence[TableStatus]) -> None:
     counts = {state: sum(each.state == state for each in found) for state in _STYLES}
     say(", ".join(f"{count} {state}" for state, count in counts.items() if count) or "no tables")
     for each in found:
-        if each.state == "failed" and each.history:
-            say(f"{each.system}.{each.table}: {_brief(each.history.error)}")
+        if each.error:
+            say(f"{each.system}.{each.table}: {_brief(each.error)}")
+
+
+def _show_streams(found: Sequence[TableStatus], by_partition: bool) -> None:
+    """How far streams are behind, and how fast they read; of one system for each partition."""
+    table = Table("stream", "lag", "messages/s", "last event (UTC)", "last commit (UTC)", box=None)
+    for name, stream in ((f"{each.system}.{each.table}", each.stream) for each in found):
+        if stream is None:
+            continue
+        table.add_row(name if stream.is_running else f"{name} (stopped)", *_progress(stream))
+        for partition in stream.partitions if by_partition else ():
+            table.add_row(f"  {partition.partition}", *_progress(partition))
+    if table.row_count:
+        say("")
+        print_table(table)
+
+
+def _progress(of: "StreamStatus | PartitionState") -> list[str]:
+    times = (of.last_event_at, of.last_commit_at)
+    return [
+        "-" if of.lag is None else f"{of.lag:,}",
+        f"{of.rate:,.1f}",
+        *(f"{time:%Y-%m-%d %H:%M:%S}" if time else "-" for time in times),
+    ]
 
 
 def _brief(error: str | None) -> str:

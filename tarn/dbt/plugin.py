@@ -19,14 +19,13 @@ from dbt.adapters.duckdb.plugins import BasePlugin
 from dbt.adapters.duckdb.utils import TargetConfig
 from deltalake import DeltaTable
 
-from tarn.dbt import views
 from tarn.dbt.descriptions import Turns, describe
 from tarn.dbt.graph import sources_of, tables_read
 from tarn.dbt.inputs import digest, fingerprint
 from tarn.dbt.publication import Build, publish
 from tarn.errors import TarnError
 from tarn.settings import FROM_RELEASE, settings
-from tarn.storage import releases
+from tarn.storage import releases, views
 from tarn.storage.datafiles import data_files, unnoticed
 from tarn.storage.disk import disk_failure
 from tarn.storage.duck import (

@@ -81,7 +81,8 @@ def loads(spec: Table) -> str:
     if isinstance(spec, FilesTable):
         reads = "new and changed files"
     elif spec.cursor and _can_be_asked(spec):
-        reads = f"rows from the highest {spec.cursor} on"
+        less = f" less {spec.overlap}" if isinstance(spec, SqlTable) and spec.overlap else ""
+        reads = f"rows from the highest {spec.cursor}{less} on"
     does = {
         "merge": f"updates rows{key}, adds new ones",
         "append": f"adds what is new{key}",

@@ -77,6 +77,10 @@ class Sieve:
         if terms.spec.rules:
             self._check_rules()
 
+    def begin(self) -> None:
+        """Judge what comes from here on by itself."""
+        self.rows, self._bad, self._nulls = 0, {}, {}
+
     def sift(self, batch: pa.RecordBatch) -> Sifted:
         casts = [self._cast(batch, field) for field in self.shape.schema]
         columns = [column for column, _ in casts]

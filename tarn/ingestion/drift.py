@@ -20,7 +20,7 @@ from tarn.storage.writer import write
 _ONE_AT_A_TIME = Lock()
 
 Kind: TypeAlias = Literal[
-    "added", "dropped", "renamed", "retyped", "nulled", "reordered", "recased", "shrunk"
+    "added", "dropped", "renamed", "retyped", "nulled", "reordered", "recased", "shrunk", "lost"
 ]
 Verdict: TypeAlias = Literal["accepted", "widened", "discarded", "blocked"]
 _TEXT = pa.string()

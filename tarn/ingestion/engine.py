@@ -30,8 +30,9 @@ from tarn.ingestion.replay import finish_left
 from tarn.ingestion.rows import Loaded
 from tarn.ingestion.sources import Source
 from tarn.ingestion.sources.http import http_failure
+from tarn.ingestion.streams.transports import TRANSPORTS
 from tarn.ingestion.timetable import Timetable
-from tarn.ingestion.workspace import alone, workspace
+from tarn.ingestion.workspace import alone, streamer, workspace
 from tarn.progress import Progress, progress
 from tarn.settings import Settings, settings
 from tarn.storage.lake import Lake
@@ -53,6 +54,8 @@ _SOURCES = {
     "webhook": "webhook:Webhook",
 }
 """Class of each kind, imported only where a system needs it: each brings its drivers."""
+_STREAM = "stream:StreamSource"
+"""Looks at a stream of any kind; how it lands is the consumer's business."""
 
 
 @dataclass(frozen=True)
@@ -131,12 +134,15 @@ class _Run:
             folder = self.folder / wanted.name
             load = Load(self.desk, new_name(), now(), folder, wanted.name, self.options)
             load.folder.mkdir()
-            tables, error = self._tables(load, wanted, kind)
-            timetable = Timetable.of(wanted)
-            due_at = timetable.before(load.at) if timetable else None
-            record(self.desk, load.load_id, tables, due_at)
+            if wanted.system.kind in TRANSPORTS:
+                tables, error = self._streamed(load, wanted)
+            else:
+                tables, error = self._tables(load, wanted, kind)
+                timetable = Timetable.of(wanted)
+                due_at = timetable.before(load.at) if timetable else None
+                record(self.desk, load.load_id, tables, due_at)
             if not self.options.dry_run:
-                alert(self.home, tables)
+                alert(self.home, self.desk.lake, tables, load.at)
             seconds = perf_counter() - began
             return LoadResult(wanted.name, load.load_id, tuple(tables), seconds, error)
 
@@ -159,6 +165,45 @@ class _Run:
         with closing(source):
             loads = [self._table(load, source, wanted, table) for table in names]
         return [table for tables in loads for table in tables], None
+
+    def _streamed(self, load: Load, wanted: Declared) -> tuple[list[TableLoad], str | None]:
+        """What waits of a stream, or why the system could not be opened."""
+        # It loads webhooks by this module.
+        from tarn.ingestion.streams.running import once
+
+        task = self.shown.task(wanted.name)
+        try:
+            if left_out := self._left_out(wanted):
+                task.end(left_out)
+                return [], None
+            take_in_left(self.desk, wanted.name, load.transaction)
+            finish_left(self.desk, wanted.name)
+            resolved = wanted.resolved(self.home)
+            tables = once(resolved, self.desk, self.home, load.folder)
+        except Exception as failure:
+            log.debug("%s", wanted.name, exc_info=True)
+            error = told(failure, wanted, ("connection",), ())
+            task.end(f"failed: {error}")
+            failed = [_failed(wanted.name, each, load.at, error) for each in wanted.system.tables]
+            record(self.desk, load.load_id, failed)
+            return failed, error
+        task.end(outcome(tables))
+        return tables, None
+
+    def _left_out(self, wanted: Declared) -> str | None:
+        """Why a stream is not loaded as asked; raises TarnError if that was asked of it alone."""
+        options = self.options
+        if options.full_refresh or options.backfill:
+            raise TarnError(
+                "messages that have landed are not read again",
+                f"{wanted.name} ({wanted.file.where('kind')})",
+                "load without --full-refresh or --backfill",
+            )
+        if options.dry_run or options.limit or options.tables:
+            return "skipped: a stream is read as a whole; tarn source preview shows its messages"
+        if process := streamer(self.home.work_dir, wanted.name):
+            return f"skipped: process {process} streams it"
+        return None
 
     def _table(self, load: Load, source: Source, wanted: Declared, table: str) -> list[TableLoad]:
         """A table and its children."""
@@ -220,7 +265,7 @@ def _tables(system: str, known: Sequence[str], options: Options) -> list[str]:
 
 def source_class(kind: str) -> Kind:
     """What opens a system of a kind; imports its drivers."""
-    module, _, name = _SOURCES[kind].partition(":")
+    module, _, name = _SOURCES.get(kind, _STREAM).partition(":")
     source: Kind = getattr(import_module(f"tarn.ingestion.sources.{module}"), name)
     return source
 

@@ -69,7 +69,7 @@ class Quarantine:
         texts = {
             "_reason": pa.array(reasons, _TEXT),
             "_place": places,
-            "_row": self._as_json(told),
+            "_row": as_json(self.desk, told),
             "_origin": pa.repeat(pa.scalar("", _TEXT), rows.num_rows),
         }
         self._keep(pa.table(texts))
@@ -131,15 +131,17 @@ class Quarantine:
         texts = (text.as_py() for rows in self.rows for text in rows["_row"])
         return [str(row[column]) for row in map(json.loads, texts) if column in row]
 
-    def _as_json(self, rows: pa.RecordBatch) -> pa.Array:
-        if not rows.num_rows:
-            return pa.array([], _TEXT)
-        packed = ", ".join(f"{quoted(field.name)} := {_exact(field)}" for field in rows.schema)
-        with self.desk.session() as connection:
-            connection.register("rejected", rows)
-            sql = f"select to_json(struct_pack({packed})) as text from rejected"
-            texts = connection.execute(sql).to_arrow_table()["text"]
-            return texts.combine_chunks().cast(_TEXT)
+
+def as_json(desk: Desk, rows: pa.RecordBatch) -> pa.Array:
+    """Rows as JSON text, each by the names of its columns."""
+    if not rows.num_rows:
+        return pa.array([], _TEXT)
+    packed = ", ".join(f"{quoted(field.name)} := {_exact(field)}" for field in rows.schema)
+    with desk.session() as connection:
+        connection.register("rejected", rows)
+        sql = f"select to_json(struct_pack({packed})) as text from rejected"
+        texts = connection.execute(sql).to_arrow_table()["text"]
+        return texts.combine_chunks().cast(_TEXT)
 
 
 def _exact(field: pa.Field) -> str:

@@ -11,7 +11,7 @@ import dlt
 import pyarrow as pa
 
 from tarn.errors import TarnError
-from tarn.ingestion.contract import Terms
+from tarn.ingestion.contract import Shape, Terms
 from tarn.ingestion.drift import Change, DriftError
 from tarn.ingestion.intake import Intake, Load
 from tarn.ingestion.landed import SOURCE_FILE, Landed
@@ -169,7 +169,7 @@ def _write(intake: Intake, rows: Callable[[], pa.RecordBatchReader], **mode: Any
     landed, terms = intake.landed, intake.terms
     assert intake.shape is not None
     if intake.shape.widened:
-        _widen(intake)
+        widen(landed, intake.shape, intake.load.properties)
     written = write(
         landed.desk.lake,
         landed.name,
@@ -290,13 +290,11 @@ def is_same(intake: Intake, reader: pa.RecordBatchReader) -> bool:
     return True
 
 
-def _widen(intake: Intake) -> None:
+def widen(landed: Landed, agreed: Shape, properties: Mapping[str, str]) -> None:
     """Write the table anew with wider types; the same rows, in a commit of its own."""
-    landed = intake.landed
     assert landed.table is not None
-    assert intake.shape is not None
     schema = pa.schema(landed.table.schema().to_arrow())
-    wider = {**{field.name: field.type for field in schema}, **intake.shape.widened}
+    wider = {**{field.name: field.type for field in schema}, **agreed.widened}
     everything = replace(landed, span=None).select
     with landed.desk.session() as connection:
         write(
@@ -305,5 +303,5 @@ def _widen(intake: Intake) -> None:
             lambda: connection.execute(everything).to_arrow_reader().cast(pa.schema(wider)),
             mode="replace",
             partition_by=landed.table.metadata().partition_columns,
-            properties=intake.load.properties,
+            properties=properties,
         )

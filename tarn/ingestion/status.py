@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 
 from tarn.ingestion.declarations import Declared
+from tarn.ingestion.declarations.stream import StreamSystem
 from tarn.ingestion.ledger import ALL
 from tarn.ingestion.timetable import Timetable
 from tarn.storage.lake import Lake
@@ -17,6 +18,7 @@ from tarn.storage.loads import (
     open_drift,
     quarantined,
 )
+from tarn.storage.streams import StreamState, is_running, state_of, stream_status
 
 GRACE = timedelta(minutes=10)
 """After a table was due, beside twice the time its last load took, until it counts as late."""
@@ -30,19 +32,27 @@ def status(lake: Lake, systems: Sequence[Declared], at: datetime) -> list[TableS
     found = []
     for declared in systems:
         timetable = Timetable.of(declared)
+        streaming = (
+            state_of(lake, declared.name) if isinstance(declared.system, StreamSystem) else None
+        )
         loaded = {table: known[name, table] for name, table in known if name == declared.name}
         for table in _tables(declared, loaded):
             name = (declared.name, table)
-            state, late = _state(known.get(name), timetable, at)
+            history = known.get(name)
+            if streaming and streaming.is_continuous:
+                state, late = _state_of_stream(streaming, table, history, at)
+            else:
+                state, late = _state(history, timetable, at)
             found.append(
                 TableStatus(
                     *name,
                     state,
-                    known.get(name),
+                    history,
                     late.total_seconds(),
                     timetable.after(at) if timetable else None,
                     drift[name],
                     _with_children(rejected, name),
+                    stream_status(streaming, table, at) if streaming else None,
                 )
             )
     return sorted(found, key=lambda each: (WORST_FIRST.index(each.state), -each.late_seconds))
@@ -63,6 +73,19 @@ def _state(
     if succeeded_at is None:
         return "never", late
     return ("late" if late else "ok"), late
+
+
+def _state_of_stream(
+    stream: StreamState, table: str, history: History | None, at: datetime
+) -> tuple[State, timedelta]:
+    """The same for what is to run for ever."""
+    has_failed = bool(history and history.has_failed and history.tried_at >= stream.started_at)
+    if has_failed or (stream.trouble and is_running(stream, at)):
+        return "failed", timedelta(0)
+    if not is_running(stream, at):
+        return "late", at - stream.written_at
+    has_landed = history or any(each.last_commit_at for each in stream.of(table))
+    return ("ok" if has_landed else "never"), timedelta(0)
 
 
 def _tables(declared: Declared, loaded: Mapping[str, History]) -> list[str]:

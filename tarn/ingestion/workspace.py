@@ -7,6 +7,9 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
+
+from tarn.errors import TarnError
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +51,45 @@ def alone(work_dir: Path, system: str) -> Iterator[None]:
             log.warning("%s is being loaded by another process, waiting for it", system)
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+@contextmanager
+def streaming(work_dir: Path, system: str) -> Iterator[None]:
+    """Be the process of this machine that streams a system; raises TarnError if one does."""
+    work_dir.mkdir(parents=True, exist_ok=True)
+    with _stream_lock(work_dir, system).open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise TarnError(
+                f"process {_owner(lock)} streams it already",
+                system,
+                "stop that process first, or leave the system to it",
+            ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
+
+
+def streamer(work_dir: Path, system: str) -> str | None:
+    """The process of this machine that streams a system just now."""
+    work_dir.mkdir(parents=True, exist_ok=True)
+    with _stream_lock(work_dir, system).open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return _owner(lock)
+    return None
+
+
+def _owner(lock: TextIO) -> str:
+    lock.seek(0)
+    return lock.read().strip() or "unknown"
+
+
+def _stream_lock(work_dir: Path, system: str) -> Path:
+    return work_dir / f"stream-{system}.lock"
 
 
 def _lock(work_dir: Path, system: str) -> Path:

@@ -7,6 +7,7 @@ from typing import Any
 from tarn.serving import pages
 from tarn.serving.formats import NOTHING, show
 from tarn.storage.loads import WORST_FIRST, TableStatus, span
+from tarn.storage.streams import StreamStatus
 
 PAGE = "loads.html"
 CARD = {
@@ -28,6 +29,7 @@ def loads_page(tables: Sequence[TableStatus], at: datetime, **common: Any) -> st
         as_of=f"{show(at)} UTC",
         figures=[(state, _WORDS[state], counts[state]) for state in WORST_FIRST],
         tables=[_row(each) for each in tables],
+        streams=[_stream(each, each.stream) for each in tables if each.stream],
         due_at=f"{min(dues).isoformat()}Z" if dues else "",
     )
 
@@ -41,11 +43,23 @@ def _row(each: TableStatus) -> dict[str, Any]:
         "name": each.table,
         "state": each.state,
         "told": _WORDS[each.state] + (late if each.state == "late" else ""),
-        "error": history.error if history and each.state == "failed" else None,
+        "error": each.error,
         "succeeded": show(succeeded.succeeded_at) if succeeded else NOTHING,
         "rows": show(succeeded.rows) if succeeded else NOTHING,
         "took": span(succeeded.seconds) if succeeded else NOTHING,
         "next": show(each.due_at) if each.due_at else NOTHING,
         "drift": show(each.drift) if each.drift else "",
         "quarantined": show(each.quarantined) if each.quarantined else "",
+    }
+
+
+def _stream(each: TableStatus, stream: StreamStatus) -> dict[str, str]:
+    return {
+        "system": each.system,
+        "name": each.table,
+        "told": "Running" if stream.is_running else "Stopped",
+        "lag": show(stream.lag),
+        "rate": show(stream.rate, ",.1f"),
+        "event": show(stream.last_event_at),
+        "commit": show(stream.last_commit_at),
     }

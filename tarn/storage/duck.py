@@ -5,7 +5,7 @@ import json
 import re
 import threading
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -41,15 +41,16 @@ def session(lake: Lake) -> duckdb.DuckDBPyConnection:
 
     Those of one process share a DuckDB: loading the Delta extension takes longer than the work.
     """
-    return _database(lake.root, lake.work_dir).cursor() if lake.is_local else _opened(lake)
+    return _database(lake.root, lake.work_dir).cursor() if lake.is_local else opened(lake)
 
 
 @cache
 def _database(root: str, work_dir: Path) -> duckdb.DuckDBPyConnection:
-    return _opened(Lake(root, work_dir=work_dir))
+    return opened(Lake(root, work_dir=work_dir))
 
 
-def _opened(lake: Lake) -> duckdb.DuckDBPyConnection:
+def opened(lake: Lake) -> duckdb.DuckDBPyConnection:
+    """A DuckDB of its own that reads the lake, in little memory; rows come in no order."""
     connection = duckdb.connect()
     prepare(connection, lake)
     spill = lake.work_dir.absolute() / "spill"
@@ -77,7 +78,8 @@ def client(lake: Lake) -> tuple[list[str], dict[str, str]]:
 
 
 def _extensions(lake: Lake) -> list[str]:
-    statements = ["set TimeZone = 'UTC'", *_load("delta")]
+    # Global, so that cursors of the connection have it too.
+    statements = ["set global TimeZone = 'UTC'", *_load("delta")]
     return statements + ([*_load("httpfs"), *_http()] if lake.service else [])
 
 
@@ -96,13 +98,13 @@ def _load(name: str) -> list[str]:
     return [f"load {literal(str(path))}"] if path else [f"install {name}", f"load {name}"]
 
 
-def select_from(table: DeltaTable) -> str:
+def select_from(table: DeltaTable, listed_files: int = FOOTERS_AT_ONCE) -> str:
     """SQL that reads a Delta table at exactly the version `table` is at.
 
     A few plain local files are listed by name: that needs no extension, so any DuckDB client
     opens it, and plans three times faster. Else `delta_scan` reads the log. Same rows either way.
     """
-    listed = _files(table)
+    listed = _files(table, listed_files)
     if listed is not None:
         columns = ", ".join(quoted(field.name) for field in table.schema().fields)
         return f"select {columns} from {listed}"
@@ -157,7 +159,7 @@ def quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def _files(table: DeltaTable) -> str | None:
+def _files(table: DeltaTable, most: int) -> str | None:
     """The table as a `read_parquet` of its files, where that reads exactly the same rows."""
     root = unquote(table.table_uri.removeprefix("file://")).rstrip("/")
     if not _ROOT.fullmatch(root) or not _is_plain(table):
@@ -165,7 +167,7 @@ def _files(table: DeltaTable) -> str | None:
     schema = pa.schema(table.schema().to_arrow())
     partitions = table.metadata().partition_columns
     types = {name: _PARTITION_TYPES.get(schema.field(name).type) for name in partitions}
-    paths = _paths(table, partitions) if all(types.values()) else []
+    paths = _paths(table, partitions, most) if all(types.values()) else []
     files = [f"{root}/{path}" for path in paths]
     stored = {field.name: _shape(field.type) for field in schema if field.name not in types}
     has = _columns(files, stored)
@@ -188,12 +190,12 @@ def _is_plain(table: DeltaTable) -> bool:
     return protocol.min_reader_version != 2 and not features
 
 
-def _paths(table: DeltaTable, partitions: Sequence[str]) -> list[str]:
-    """The data files in the table's folder; none when there are many, or when a path does not
+def _paths(table: DeltaTable, partitions: Sequence[str], most: int) -> list[str]:
+    """The data files in the table's folder; none when there are more, or when a path does not
     spell the file's partition values in the one way that DuckDB reads alike."""
     columns = ["path", "partition"] if partitions else ["path"]
     files = pa.table(table.get_add_actions()).select(columns).to_pylist()
-    if len(files) > FOOTERS_AT_ONCE:
+    if len(files) > most:
         return []
     for file in files:
         values = file.get("partition", {})
@@ -211,13 +213,20 @@ def _columns(files: Sequence[str], stored: Mapping[str, str]) -> set[frozenset[s
     """
     has = set()
     for file in files:
-        with pq.ParquetFile(file) as opened:
-            found = {field.name: _shape(field.type) for field in opened.schema_arrow}
-            kinds = (opened.schema.column(i).physical_type for i in range(len(opened.schema)))
-            if not found.items() <= stored.items() or "INT96" in kinds:
-                return set()
+        found = _stored(file)
+        if found is None or not found.items() <= stored.items():
+            return set()
         has.add(frozenset(found))
     return has
+
+
+@lru_cache(4096)
+def _stored(file: str) -> Mapping[str, str] | None:
+    """The columns of a data file, which never changes; None if one is of Spark's old times."""
+    with pq.ParquetFile(file) as opened:
+        kinds = {opened.schema.column(i).physical_type for i in range(len(opened.schema))}
+        shapes = {field.name: _shape(field.type) for field in opened.schema_arrow}
+    return None if "INT96" in kinds else shapes
 
 
 def _shape(kind: pa.DataType) -> str:

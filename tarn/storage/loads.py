@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from tarn.storage.duck import select_from, session
 from tarn.storage.lake import Lake
+from tarn.storage.streams import StreamStatus
 
 LOADS = "tarn.loads"
 DRIFT = "tarn.drift"
@@ -57,10 +58,20 @@ class TableStatus:
     """Changes of the source that stop its loads."""
     quarantined: int = 0
     """Rows that wait in quarantine, those of children included."""
+    stream: StreamStatus | None = None
+    """Of a table that a stream has written."""
+
+    @property
+    def error(self) -> str | None:
+        """What is wrong, of one that failed."""
+        if self.state != "failed":
+            return None
+        trouble = self.stream.trouble if self.stream else None
+        return trouble or (self.history.error if self.history else None)
 
 
-def histories(lake: Lake) -> dict[Name, History]:
-    """Of every table that was ever loaded, or tried."""
+def histories(lake: Lake, before: datetime = datetime.max) -> dict[Name, History]:
+    """Of every table that was ever loaded, or tried, by loads that began before a moment."""
     table = lake.table(LOADS)
     if table is None:
         return {}
@@ -74,10 +85,10 @@ def histories(lake: Lake) -> dict[Name, History]:
             coalesce(arg_max(rows_accepted, (started_at, finished_at)) {good}, 0),
             coalesce(arg_max(date_diff('millisecond', started_at, finished_at) / 1000,
                 (started_at, finished_at)) {good}, 0)
-        from ({select_from(table)}) where status <> 'replayed' group by all
+        from ({select_from(table)}) where status <> 'replayed' and started_at < ? group by all
     """
     with session(lake) as connection:
-        rows = connection.execute(sql).fetchall()
+        rows = connection.execute(sql, [before]).fetchall()
     return {
         (system, name): History(tried_at, has_failed, error or None, succeeded_at, accepted, took)
         for system, name, tried_at, has_failed, error, succeeded_at, accepted, took in rows

@@ -53,6 +53,10 @@ READS = "tarn.reads"
 """Key in a commit's metadata: the versions its maker read, as `schema.table@version,…`."""
 
 
+class OvertakenError(TarnError):
+    """The table's application transactions are not where the writer believed them to be."""
+
+
 @dataclass(frozen=True)
 class Written:
     """What one write came to."""
@@ -77,6 +81,8 @@ def write(
     comments: Mapping[str, str] | None = None,
     properties: Mapping[str, str] | None = None,
     transaction: tuple[str, int] | None = None,
+    transactions: Mapping[str, int] | None = None,
+    fence: Mapping[str, int | None] | None = None,
     deleted: str | None = None,
 ) -> Written:
     """Change the table `schema.table` in one atomic commit and say which version that made.
@@ -92,10 +98,13 @@ def write(
     is what a table that is created says of itself; to change it later, delta-rs would wait with
     Python's lock held, for ever if another thread streams. comments are column descriptions.
     properties tell who writes and are kept in the table's history. transaction is (application,
-    number): readers of the log see how far that application came.
+    number): readers of the log see how far that application came; transactions are several. fence
+    says how far the caller believes applications to be, None for nowhere: the commit is made only
+    where that is so, then even without rows.
 
-    Raises TarnError when types or nulls do not fit, or when other writers keep winning. In a
-    rehearsal the rows are read and checked, and nothing is written.
+    Raises OvertakenError when it is not so, and TarnError when types or nulls do not fit, or when
+    other writers keep winning. In a rehearsal the rows are read and checked, and nothing is
+    written.
     """
     change = _Change(
         lake=lake,
@@ -110,7 +119,8 @@ def write(
         description=description,
         comments=comments or {},
         properties={**lake.stamp, **(properties or {}), WRITE_ID: uuid4().hex},
-        transaction=transaction,
+        transactions={**dict([transaction] if transaction else []), **(transactions or {})},
+        fence=fence,
         deleted=deleted,
     )
     if lake.is_rehearsal:
@@ -146,7 +156,8 @@ class _Change:
     description: str | None
     comments: Mapping[str, str]
     properties: Mapping[str, str]
-    transaction: tuple[str, int] | None
+    transactions: Mapping[str, int]
+    fence: Mapping[str, int | None] | None
     deleted: str | None
 
     @cached_property
@@ -155,6 +166,7 @@ class _Change:
 
     def attempt(self) -> Written:
         table = self.lake.table(self.name)
+        self._check_fence(table)
         stream = self._stream(table)
         try:
             if self.mode in ("merge", "insert"):
@@ -174,6 +186,17 @@ class _Change:
                 raise
             told = disk_failure(error, self.name)
             raise told or TarnError(f"cannot write: {error}", self.name) from error
+
+    def _check_fence(self, table: DeltaTable | None) -> None:
+        """What commits after this, delta-rs itself notices: it has the same applications."""
+        for application, believed in (self.fence or {}).items():
+            found = table.transaction_version(application) if table else None
+            if found != believed:
+                raise OvertakenError(
+                    f"another process has written {application}: it is at {found}, not {believed}",
+                    self.name,
+                    "nothing was written",
+                )
 
     def rehearse(self) -> Written:
         """Read and check the rows to the end, as if they were written. The version is the last."""
@@ -234,7 +257,7 @@ class _Change:
         return Written(self._version(table), stream.count)
 
     def _add(self, table: DeltaTable, stream: "_Stream") -> Written:
-        if self.mode == "append" and stream.is_empty():
+        if self.mode == "append" and self.fence is None and stream.is_empty():
             return Written(table.version(), 0)
         target: dict[str, Any] = {"mode": "append"}
         if self.mode == "replace_where":
@@ -323,7 +346,7 @@ class _Change:
 
     def _commit_properties(self, *, pinned: bool) -> CommitProperties:
         """pinned: the commit fails if the table is not as it was read, whoever changed what."""
-        marks = [Transaction(*self.transaction)] if self.transaction else None
+        marks = [Transaction(*each) for each in self.transactions.items()] or None
         return CommitProperties(
             custom_metadata=dict(self.properties),
             app_transactions=marks,

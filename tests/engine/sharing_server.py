@@ -7,14 +7,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs
 from uuid import UUID
 
 from deltalake import DeltaTable
+from jwcrypto.common import JWException
+from jwcrypto.jwk import JWK
+from jwcrypto.jwt import JWT
 
 from tests.engine.upstreams import TOKEN, Answer, Request
 
 USER, PASSWORD = "reader", "pass-word-1"
 CLIENT, CLIENT_SECRET = "client-7", "client-secret-1"
+KEY_FILE = "client.pem"
 BASICS = {"client": f"{CLIENT}:{CLIENT_SECRET}", "user": f"{USER}:{PASSWORD}"}
 
 
@@ -29,19 +34,31 @@ class Sharing:
     asked: list[str] = field(default_factory=list)
     broken: list[Callable[[Answer], Answer]] = field(default_factory=list)
     """What to do to the next files that are sent, once each."""
+    key: JWK | None = None
+    """By which clients sign instead of telling a secret."""
 
     def answer(self, request: Request) -> Answer:
         self.asked.append(request.path)
         if request.path.startswith("/files/"):
             return self._file(request.path.removeprefix("/files/"))
         if request.path == "/token":
-            if request.headers["authorization"] != _basic("client"):
+            if not self._knows_client(request):
                 return _json(401, {"error": "invalid_client"})
             return _json(200, {"access_token": TOKEN, "expires_in": "3600"})
         wanted = _basic("user") if self.auth == "basic" else f"Bearer {TOKEN}"
         if request.headers["authorization"] != wanted:
             return _json(401, {"errorCode": "UNAUTHENTICATED", "message": "who are you?"})
         return self._told(request)
+
+    def _knows_client(self, request: Request) -> bool:
+        if self.key is None:
+            return request.headers["authorization"] == _basic("client")
+        (assertion,) = parse_qs(request.body.decode())["assertion"]
+        try:
+            told = json.loads(JWT(jwt=assertion, key=self.key).claims)
+        except JWException:
+            return False
+        return bool(told["iss"] == CLIENT and told["exp"] > told["iat"])
 
     def _told(self, request: Request) -> Answer:
         match request.path.strip("/").split("/"):
@@ -89,6 +106,17 @@ def profile(address: str, kind: str) -> dict[str, Any]:
             "tokenEndpoint": f"{address}/token",
             "clientId": CLIENT,
             "clientSecret": CLIENT_SECRET,
+        },
+        "key": {
+            **told,
+            "type": "oauth_jwt_bearer_private_key_jwt",
+            "auth": {
+                "tokenEndpoint": f"{address}/token",
+                "clientId": CLIENT,
+                "issuer": "us",
+                "audience": "the-share",
+                "privateKey": {"privateKeyFile": KEY_FILE, "keyId": "1", "algorithm": "RS256"},
+            },
         },
     }[kind]
 

@@ -505,6 +505,24 @@ def test_columns_that_change_in_the_middle_of_the_log(
     assert "changed column quantity from integer to bigint" in str(followed.load()["orders"].error)
 
 
+def test_a_renamed_column_keeps_its_name_in_the_lake(
+    followed: Project, shop: psycopg.Connection[Any], postgres: str
+) -> None:
+    shop.execute("insert into orders select n, 'x', n from generate_series(1, 4) as n")
+    followed.load()
+    shop.execute("update orders set qty = 10 where id = 1; alter table orders rename qty to pieces")
+    shop.execute("update orders set pieces = 20 where id = 2; delete from orders where id = 3")
+    terms = "primary_key: [id], write: merge, contract: {renamed: {pieces: qty}}"
+    follow(followed, address_of(shop, postgres), f"  orders: {{{terms}}}")
+    load = followed.load()["orders"]
+    assert (load.error, load.counts.quarantined) == (None, 0)
+    same(followed, shop)
+    shop.execute("update orders set pieces = pieces + 1")
+    followed.load()
+    same(followed, shop)
+    assert list(followed.types("raw_shop.orders"))[:3] == ["id", "item", "qty"]
+
+
 @pytest.mark.parametrize("loss", ["dropped", "made_anew", "read", "unpublished"])
 def test_a_gap_in_the_log_is_told_and_never_passed_over(
     followed: Project, shop: psycopg.Connection[Any], loss: str

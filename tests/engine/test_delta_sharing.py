@@ -10,13 +10,14 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from deltalake import write_deltalake
+from jwcrypto.jwk import JWK
 
 from tarn.errors import TarnError
 from tarn.ingestion.declarations import declare
 from tarn.ingestion.sources.delta_sharing import DeltaSharing
 from tarn.settings import settings
 from tests.engine.ingesting import Project, counts_of, project
-from tests.engine.sharing_server import CLIENT_SECRET, PASSWORD, Sharing, profile
+from tests.engine.sharing_server import CLIENT_SECRET, KEY_FILE, PASSWORD, Sharing, profile
 from tests.engine.test_golden import EXPECTED
 from tests.engine.upstreams import TOKEN, serving
 
@@ -76,6 +77,17 @@ def test_each_kind_of_profile_opens_a_share(shared: Shared, kind: str, auth: str
     assert ("/token" in shared.server.asked) == (kind == "oauth")
     found = shared.project.rows("raw_panel.people", "id, area", "id")
     assert [tuple(row.values()) for row in found] == [(1, "n"), (2, "s"), (3, None)]
+
+
+def test_a_private_key_opens_a_share(shared: Shared) -> None:
+    key, other = (JWK.generate(kty="RSA", size=2048, kid="1") for _ in range(2))
+    shared.server.key, file = key, shared.project.path / KEY_FILE
+    shared.open("key")
+    assert f"no file {KEY_FILE}" in shared.failure()
+    file.write_bytes(other.export_to_pem(private_key=True, password=None))
+    assert "answers 401" in shared.failure()
+    file.write_bytes(key.export_to_pem(private_key=True, password=None))
+    assert shared.load() == (3, 3, 0, 0)
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,7 @@ COUNTS = {
     "coupons": 1_197,
     "coupon_redemptions": 2_102,
 }
+FOLDERS = ("catalogue", "media", "streams")
 MONEY = ("sales_value", "retail_disc", "coupon_disc", "coupon_match_disc")
 CENTS = ", ".join(f"sum(cast(round(100 * {column}) as bigint))" for column in MONEY)
 ITEM_TOTALS = f"select count(*), sum(quantity), sum(product_id), {CENTS} from "
@@ -170,7 +171,7 @@ def _digests(run: Path) -> Environment:
         run / "marketing.json",
         run / "trends.json",
         run / "crm.json",
-        *(f for name in ("catalogue", "media") for f in (run / name).rglob("*") if f.is_file()),
+        *(f for name in FOLDERS for f in (run / name).rglob("*") if f.is_file()),
     ]
     return {str(f.relative_to(run)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
 
@@ -191,19 +192,19 @@ def _free(*ports: int) -> bool:
 
 
 def test_serves_in_the_foreground_until_told_to_stop(run: Path) -> None:
-    if not _free(8801, 8802, 8803, 8804):
+    if not _free(*range(8801, 8808)):
         pytest.skip("another demo holds the default ports")
     with _started(run) as process:
         assert process.stdout is not None
         exports = dict(
             process.stdout.readline().removeprefix("export ").strip().split("=", 1)
-            for _ in range(10)
+            for _ in range(15)
         )
         assert exports["MARKETING_API_URL"] == "http://127.0.0.1:8801"
         assert requests.get("http://127.0.0.1:8801/health").json() == {"status": "ok"}
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=30) == 0
-    assert _free(8801, 8802, 8803, 8804)
+    assert _free(*range(8801, 8808))
 
 
 def test_what_is_made_is_not_made_again(run: Path) -> None:
@@ -267,7 +268,7 @@ def test_a_second_demo_takes_other_ports_and_the_first_keeps_its_profile(
 def test_the_foreground_demo_refuses_a_taken_port(run: Path, demo: Environment) -> None:
     refused = _demo(run)
     assert refused.returncode == 1
-    assert re.search(r"port 880[1-4]: Address already in use", refused.stderr)
+    assert re.search(r"port 880[1-7]: Address already in use", refused.stderr)
 
 
 def test_a_command_sees_the_database_it_was_given(run: Path, demo: Environment) -> None:
@@ -277,10 +278,11 @@ def test_a_command_sees_the_database_it_was_given(run: Path, demo: Environment) 
 
 
 def test_secrets_are_kept_and_for_the_owner_only(run: Path, demo: Environment) -> None:
-    names = ("marketing", "market_research", "trends", "crm")
+    names = ("marketing", "market_research", "trends", "crm", "vans")
     secrets = [run / f"{name}.token" for name in names]
     assert demo["MARKETING_API_TOKEN"] == secrets[0].read_text()
-    for file in [*secrets, Path(demo["MARKET_RESEARCH_PROFILE"])]:
+    profile = Path(demo["MARKET_RESEARCH_PROFILE"])
+    for file in [*secrets, profile, *run.glob("brokers.*.json")]:
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
 
@@ -292,7 +294,8 @@ def test_sqlite_tills_hold_every_line(run: Path, original: duckdb.DuckDBPyConnec
         items = tills.execute(ITEM_TOTALS + "basket_items").fetchone()
         assert items == original.execute(ITEM_TOTALS + "transactions").fetchone()
         assert (items[0], items[3]) == (1_469_307, 459_603_958)
-        for table, count in {"baskets": 155_848, "households": 2_469, "stores": 457}.items():
+        counts = {"baskets": 155_848, "households": 2_469, "stores": 457, "web_receipts": 305}
+        for table, count in counts.items():
             assert tills.execute(f"select count(*) from {table}").fetchone() == (count,)
         assert tills.execute("pragma foreign_key_check").fetchall() == []
         assert tills.execute("pragma integrity_check").fetchone() == ("ok",)
@@ -334,7 +337,7 @@ def test_postgres_tills_are_the_same(
         keys = tills.execute(
             "select contype::text from pg_constraint where connamespace = 'public'::regnamespace"
         )
-        assert Counter(kind for (kind,) in keys) == {"p": 4, "f": 3}
+        assert Counter(kind for (kind,) in keys) == {"p": 5, "f": 4}
     again = _demo(tmp_path, "postgres", url)
     assert again.returncode == 1
     assert '"stores" already exists' in again.stderr

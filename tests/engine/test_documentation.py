@@ -17,6 +17,7 @@ ELSEWHERE = {
     "make test": "../../.ci/run",
     "tarn schedule": "test_schedule.py",
     "python -m demo": "test_demo.py",
+    "python -m demo stream --speed 60": "test_demo_streams.py",
     "python -m demo make": "test_demo.py",
     "python -m demo postgres URL": "test_demo.py",
 }

@@ -4,7 +4,7 @@ import duckdb
 import pyarrow as pa
 import pytest
 
-from tarn.storage.duck import identifier, quoted, select_from, stream
+from tarn.storage.duck import identifier, prepare, quoted, select_from, stream
 from tarn.storage.lake import Lake
 from tarn.storage.writer import write
 
@@ -41,6 +41,14 @@ def test_only_files_that_hold_the_rows_as_they_are_are_listed(
     table = lake.table("raw.t")
     assert table is not None
     assert f"from {reader}(" in select_from(table)
+
+
+def test_the_clock_of_every_cursor_is_utc(lake: Lake) -> None:
+    with duckdb.connect() as connection:
+        connection.execute("set global TimeZone = 'Asia/Tokyo'")
+        prepare(connection, lake)
+        for each in (connection, connection.cursor()):
+            assert each.execute("select current_setting('TimeZone')").fetchall() == [("UTC",)]
 
 
 def test_a_name_is_quoted_whole_or_by_its_parts() -> None:

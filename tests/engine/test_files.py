@@ -19,6 +19,7 @@ import obstore
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import xlwt  # type: ignore[import-untyped]
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -547,6 +548,65 @@ def test_a_workbook_keeps_its_types_and_tells_faulty_cells(project: Project) -> 
     assert counts_of(project.load()["prices"]) == (1, 1, 0, 0)
     workbook(folder / "c.xlsx", {"Other": [header]})
     assert "no sheet 'Prices'; it has Other" in str(project.load()["prices"].error)
+
+
+_OFFICE = "urn:oasis:names:tc:opendocument:xmlns"
+
+
+def _cell(value: str | float | date) -> str:
+    if isinstance(value, str):
+        told = 'office:value-type="string"'
+        return f"<table:table-cell {told}><text:p>{value}</text:p></table:table-cell>"
+    kind, key = ("date", "date-value") if isinstance(value, date) else ("float", "value")
+    return f'<table:table-cell office:value-type="{kind}" office:{key}="{value}"/>'
+
+
+def open_document(path: Path, name: str, rows: Sequence[Sequence[str | float | date]]) -> None:
+    """A minimal .ods of one sheet."""
+    kind = "application/vnd.oasis.opendocument.spreadsheet"
+    lines = (f"<table:table-row>{''.join(map(_cell, row))}</table:table-row>" for row in rows)
+    spaces = " ".join(f'xmlns:{n}="{_OFFICE}:{n}:1.0"' for n in ("office", "table", "text"))
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("mimetype", kind)
+        archive.writestr(
+            "META-INF/manifest.xml",
+            f'<manifest:manifest xmlns:manifest="{_OFFICE}:manifest:1.0"><manifest:file-entry '
+            f'manifest:full-path="/" manifest:media-type="{kind}"/></manifest:manifest>',
+        )
+        archive.writestr(
+            "content.xml",
+            f"<office:document-content {spaces}><office:body><office:spreadsheet>"
+            f'<table:table table:name="{name}">{"".join(lines)}</table:table>'
+            "</office:spreadsheet></office:body></office:document-content>",
+        )
+
+
+def old_workbook(path: Path, name: str, rows: Sequence[Sequence[str | float | date]]) -> None:
+    """An .xls of one sheet."""
+    book = xlwt.Workbook()
+    sheet = book.add_sheet(name)
+    for i, row in enumerate(rows):
+        for j, value in enumerate(row):
+            form = "YYYY-MM-DD" if isinstance(value, date) else "General"
+            sheet.write(i, j, value, xlwt.easyxf(num_format_str=form))
+    book.save(str(path))
+
+
+@pytest.mark.parametrize(("suffix", "write"), [("ods", open_document), ("xls", old_workbook)])
+def test_other_workbooks_are_read_as_xlsx_is(
+    project: Project,  # noqa: F811
+    suffix: str,
+    write: Callable[[Path, str, Sequence[Sequence[str | float | date]]], None],
+) -> None:
+    folder = project.path / "drop"
+    folder.mkdir()
+    header = ["Code", "Sold On", "Price"]
+    rows = [(1, date(2017, 1, 1), 1.5), (2, date(2017, 1, 2), 2.0)]
+    write(folder / f"a.{suffix}", "Prices", [header, *rows])
+    project.declare("drop", "files", "drop", f"  prices: {{path: '*.{suffix}', write: append}}")
+    assert counts_of(project.load()["prices"]) == (2, 2, 0, 0)
+    landed = [tuple(row.values())[:3] for row in project.rows("raw_drop.prices")]
+    assert landed == rows
 
 
 MONEY = {"type": "bytes", "logicalType": "decimal", "precision": 9, "scale": 2}

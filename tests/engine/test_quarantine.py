@@ -370,7 +370,8 @@ def test_drift_and_failures_are_told_to_a_webhook_and_a_dead_one_fails_nothing(
         project.load()
     assert heard[0] == "shop.things: new column colour (text) (accepted)"
     assert heard[1].startswith("shop.things failed: ")
-    project.sql(THINGS.replace("at ", "late "))
-    assert project.load()["things"].status in ("loaded", "failed")
+    project.sql(f"{THINGS} alter table things add column colour text;")
+    project.sql("insert into things values (1, 1, null, null);")
+    assert project.load()["things"].status != "failed"
     assert "no alert was sent" in caplog.text
     assert "s3cret" not in caplog.text

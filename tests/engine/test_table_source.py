@@ -349,16 +349,30 @@ def test_tables_are_read_from_s3(project: Project, s3: dict[str, str], on_s3: st
     service = S3(s3)
     write_deltalake(f"{on_s3}/delta", FIRST, storage_options=service.delta_options())
     put_hudi(service, on_s3)
-    tables = "".join(f"  {name}: {{write: replace}}\n" for name in ("delta", "cow", "mor"))
+    catalog = SqlCatalog(
+        "x",
+        uri=f"sqlite:///{project.path}/c.db",
+        warehouse=on_s3,
+        **{
+            "s3.endpoint": s3["AWS_ENDPOINT_URL"],
+            "s3.access-key-id": s3["AWS_ACCESS_KEY_ID"],
+            "s3.secret-access-key": s3["AWS_SECRET_ACCESS_KEY"],
+            "s3.region": s3["AWS_REGION"],
+        },
+    )
+    catalog.create_namespace("n")
+    catalog.create_table("n.ice", FIRST.schema, location=f"{on_s3}/ice").append(FIRST)
+    tables = "".join(f"  {name}: {{write: replace}}\n" for name in ("delta", "ice", "cow", "mor"))
     project.declare("partner", "table", on_s3, tables)
     found = project.load("partner")
     assert {name: (each.error, each.counts.accepted) for name, each in found.items()} == {
         "delta": (None, 2),
+        "ice": (None, 2),
         "cow": (None, 3),
         "mor": (None, 3),
     }
     assert {each.counts.read for each in project.load("partner").values()} == {0}
-    assert sorted(each.name for each in source(project).offered()) == ["cow", "delta", "mor"]
+    assert sorted(each.name for each in source(project).offered()) == ["cow", "delta", "ice", "mor"]
 
 
 def put_hudi(service: S3, root: str) -> None:

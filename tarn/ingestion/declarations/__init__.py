@@ -15,7 +15,11 @@ from pydantic import Field, TypeAdapter
 from tarn.errors import TarnError
 from tarn.ingestion.declarations.delta_sharing import SharingSystem
 from tarn.ingestion.declarations.files import FilesSystem
+from tarn.ingestion.declarations.kafka import KafkaSystem
+from tarn.ingestion.declarations.kinesis import KinesisSystem
 from tarn.ingestion.declarations.media import MediaSystem
+from tarn.ingestion.declarations.mqtt import MqttSystem
+from tarn.ingestion.declarations.pubsub import PubsubSystem
 from tarn.ingestion.declarations.rest_api import RestSystem
 from tarn.ingestion.declarations.sql_database import SqlSystem
 from tarn.ingestion.declarations.table import TableSystem
@@ -27,7 +31,17 @@ FOLDER = "ingestion"
 SCHEMA_FILE = "schema.json"
 
 AnySystem: TypeAlias = (
-    SqlSystem | FilesSystem | RestSystem | SharingSystem | MediaSystem | TableSystem | WebhookSystem
+    SqlSystem
+    | FilesSystem
+    | RestSystem
+    | SharingSystem
+    | MediaSystem
+    | TableSystem
+    | WebhookSystem
+    | KafkaSystem
+    | PubsubSystem
+    | KinesisSystem
+    | MqttSystem
 )
 KINDS: dict[str, type[AnySystem]] = {
     "sql_database": SqlSystem,
@@ -37,6 +51,10 @@ KINDS: dict[str, type[AnySystem]] = {
     "media": MediaSystem,
     "table": TableSystem,
     "webhook": WebhookSystem,
+    "kafka": KafkaSystem,
+    "pubsub": PubsubSystem,
+    "kinesis": KinesisSystem,
+    "mqtt": MqttSystem,
 }
 
 

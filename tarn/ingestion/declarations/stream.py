@@ -1,38 +1,18 @@
 """What declarations of every kind of stream may say."""
 
-import re
-from datetime import timedelta
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
+from pydantic import Field, model_validator
 
 from tarn.ingestion.declarations.base import System, Table
-from tarn.strict_yaml import Spec
+from tarn.strict_yaml import Spec, Time, span
+
+__all__ = ["Time", "span"]
 
 PARTITION = "_partition"
 OFFSET = "_offset"
 SENT_AT = "_sent_at"
 EVENT_DATE = "_event_date"
-_UNITS = {"ms": "milliseconds", "s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
-_SPAN = re.compile(r"(\d+)(ms|s|m|h|d)")
-
-
-def span(text: str) -> timedelta:
-    """The time that `90s`, `5m` or `1h` says; raises ValueError for anything else."""
-    match = _SPAN.fullmatch(text)
-    if match is None:
-        raise ValueError(f"{text!r} is no time such as 1s, 5m or 2h")
-    return timedelta(**{_UNITS[match[2]]: int(match[1])})
-
-
-def _span(text: str) -> str:
-    span(text)
-    return text
-
-
-Time: TypeAlias = Annotated[
-    str, AfterValidator(_span), WithJsonSchema({"type": "string", "pattern": rf"^{_SPAN.pattern}$"})
-]
 
 
 class JsonFormat(Spec):

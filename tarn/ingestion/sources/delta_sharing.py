@@ -68,6 +68,17 @@ class DeltaSharing(Source):
         except (ValueError, TypeError, AttributeError) as error:
             raise TarnError(f"no Delta Sharing profile: {error}", self.where) from error
         _check_time(self.profile, self.where)
+        if self.profile.private_key:
+            self.profile = self._with_key_beside(path)
+
+    def _with_key_beside(self, path: Path) -> DeltaSharingProfile:
+        """The key's file is named from the profile's folder."""
+        named = str(self.profile.private_key["privateKeyFile"])
+        file = path.parent / named
+        if not file.is_file():
+            raise TarnError(f"no file {named}, the profile's private key", self.where)
+        key = {**self.profile.private_key, "privateKeyFile": str(file)}
+        return replace(self.profile, private_key=key)
 
     @cached_property
     def client(self) -> DataSharingRestClient:

@@ -8,6 +8,7 @@ commit and acknowledgement, so its messages are told apart by what names them.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from time import monotonic
 from typing import Any, Protocol, TypeAlias
 
 import pyarrow as pa
@@ -15,6 +16,8 @@ import pyarrow as pa
 from tarn.errors import TarnError
 from tarn.ingestion.declarations import Declared
 from tarn.ingestion.sources import Offered
+
+_SAMPLE_SECONDS = 5.0
 
 Position: TypeAlias = int
 """How far a partition has been read: a natural number of any size that only grows. What it means
@@ -48,6 +51,20 @@ class Batch:
 class LostMessagesError(TarnError):
     """The broker no longer has what comes next: retention was too short, or it was reset."""
 
+    def __init__(
+        self,
+        what: str,
+        where: str | None = None,
+        fix: str | None = None,
+        *,
+        place: Place | None = None,
+        resume: Position | None = None,
+    ) -> None:
+        """place: which partition; None stops the whole system. resume: where reading could go
+        on, if the gap is accepted; None begins as if it had never been read."""
+        super().__init__(what, where, fix)
+        self.place, self.resume = place, resume
+
 
 class Transport(Protocol):
     """A connection that reads the topics of one system. Making one connects to nothing.
@@ -71,6 +88,10 @@ class Transport(Protocol):
         """What comes within so many seconds, at most about so many messages; returns early with
         what there is. Raises LostMessagesError, or TarnError for what waiting does not mend."""
 
+    def leave(self, table: str) -> None:
+        """Read this table no more: it cannot be written to. What comes of it is dropped."""
+        return None
+
     def landed(self, batches: Sequence[Batch]) -> None:
         """These are in the lake: acknowledge them, or let the broker know for its own tools."""
 
@@ -89,6 +110,19 @@ class Transport(Protocol):
 
     def close(self) -> None:
         """Leave; messages that have not landed come again."""
+
+    def sample(self, table: str, most: int) -> list[Batch]:
+        """Some messages of a table that are there, of one that is only looked at: nothing of it
+        lands. May be called without `open`."""
+        batches: list[Batch] = []
+        until = monotonic() + _SAMPLE_SECONDS
+        self.open(lambda place: None)
+        try:
+            while sum(len(each.values) for each in batches) < most and monotonic() < until:
+                batches += [each for each in self.read(0.2, most) if each.table == table]
+        finally:
+            self.close()
+        return batches
 
     def check(self) -> list[str]:
         """What the system can and cannot do, a line each; raises TarnError if it is not there."""

@@ -32,7 +32,6 @@ from tarn.ingestion.sources.sql_database.choices import (
     before,
     choices,
     offered_choices,
-    told,
 )
 from tarn.ingestion.sources.sql_database.found import Database, Found
 from tarn.ingestion.sources.sql_database.mysql import MysqlReading
@@ -71,13 +70,10 @@ class SqlDatabase(Source):
         return self._query(table, found, spec, landed)
 
     def check(self) -> list[str]:
-        chosen = self._choices
+        """What it is, and whether its log can be followed."""
         with opened(self.database.engine, self.where) as connection:
-            lines = [f"{shown(self.url)}: {connection.dialect.name} {self.database.version}"]
-            lines += _about_changes(connection)
-            refused = {n: _refusal(connection, c) for n, c in chosen.items() if not c.failure}
-        lines += told(chosen)
-        return lines + [f"{name} cannot be read: {why}" for name, why in refused.items() if why]
+            version = f"{connection.dialect.name} {self.database.version}"
+            return [f"{shown(self.url)}: {version}", *_about_changes(connection)]
 
     def offered(self) -> list[Offered]:
         return [
@@ -198,18 +194,6 @@ def _sqlite_text(since: Any) -> str:
     if since.time() == time():
         return since.date().isoformat()
     return since.replace(microsecond=0).isoformat(sep=" ")
-
-
-def _refusal(connection: sa.Connection, choice: Choice) -> str | None:
-    """Why a table that is there cannot be read; None if it can."""
-    assert choice.found is not None
-    one = next(iter(choice.found.columns.values()))
-    try:
-        with connection.begin_nested() if connection.in_transaction() else connection.begin():
-            connection.execute(sa.select(one).select_from(choice.found.table).limit(0))
-    except sa.exc.SQLAlchemyError as error:
-        return reason(error)
-    return None
 
 
 def _about_changes(connection: sa.Connection) -> list[str]:

@@ -7,7 +7,7 @@ row was made and a number that counts rows tell nothing of changes.
 """
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from decimal import Decimal
@@ -169,21 +169,3 @@ def before(since: Any, overlap: str | int | None) -> Any:
             span = -(-span // timedelta(days=1)) * timedelta(days=1)
         return since - span if since - type(since).min > span else since
     raise ValueError(f"overlap: {overlap} cannot be taken from the cursor's value {since!r}")
-
-
-def told(choices: Mapping[str, Choice]) -> list[str]:
-    """How each table is loaded, a line each."""
-    width = max((len(name) for name in choices), default=0)
-    return [f"{name:<{width}}  {_told(choice)}" for name, choice in choices.items()]
-
-
-def _told(choice: Choice) -> str:
-    spec, found = choice.spec, choice.found
-    if choice.failure or not found:
-        return f"cannot be read: {choice.failure}"
-    key = f"by {', '.join(spec.primary_key)}" if spec.primary_key else "no key"
-    if spec.write == "replace":
-        return f"replace: {key}, read whole each time"
-    overlap = f" less {spec.overlap}" if spec.overlap is not None else ""
-    cursor = f"from {spec.cursor}{overlap} on" if spec.cursor else "no cursor, read whole each time"
-    return f"{spec.write} {key}, {cursor}"

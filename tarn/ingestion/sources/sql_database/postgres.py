@@ -8,6 +8,7 @@ PostgreSQL's own text. In a new table a column that holds such a value is text.
 
 from collections.abc import Generator, Iterator, Mapping
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import adbc_driver_manager
 import adbc_driver_postgresql  # type: ignore[import-untyped]
@@ -91,12 +92,7 @@ class PostgresReading(Reading):
         return {name: self.types.get(name) or _landed(kind) for name, kind in self.kinds.items()}
 
     def _read(self, sql: str) -> Iterator[pa.RecordBatch]:
-        url = self.wish.engine.url.set(drivername="postgresql")
-        address = url.render_as_string(hide_password=False)
-        with (
-            adbc_driver_postgresql.connect(address) as database,
-            adbc_driver_manager.AdbcConnection(database) as connection,
-        ):
+        with adbc_driver_manager.AdbcConnection(_database(self.wish.engine)) as connection:
             for setting in (*_SESSION, *self.session):
                 with adbc_driver_manager.AdbcStatement(connection) as statement:
                     statement.set_sql_query(setting)
@@ -188,6 +184,16 @@ class PostgresReading(Reading):
 
 
 _INSTANTS = (sa.Date, sa.DateTime)
+_DATABASES: WeakKeyDictionary[sa.Engine, Any] = WeakKeyDictionary()
+
+
+def _database(engine: sa.Engine) -> Any:
+    """The driver's own handle, one for all tables: it reads all types when it is made."""
+    if engine not in _DATABASES:
+        url = engine.url.set(drivername="postgresql")
+        address = url.render_as_string(hide_password=False)
+        _DATABASES[engine] = adbc_driver_postgresql.connect(address)
+    return _DATABASES[engine]
 
 
 def executed(connection: Any, sql: str, options: Mapping[str, str]) -> Iterator[pa.RecordBatch]:

@@ -1,0 +1,1 @@
+"""What happens while the grocer is open: a web shop, its payments, its vans, people who join."""

@@ -1,0 +1,223 @@
+"""Which events have come before: of those with the same key only the first becomes a row.
+
+Hashes in memory propose, and the keys themselves decide: a proposal is looked up in the lake, in
+the commits in which that hash came. So memory is bounded and no event is lost to a collision.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from tarn.ingestion.landed import LOADED_AT, Desk
+from tarn.storage.duck import quoted, select_from
+
+MOST_HASHES = 16_000_000
+"""Of one table in memory, 16 bytes each; of what is older only the lake knows."""
+_SLICES = 8
+"""Parts of the time for which keys are known; each is forgotten as a whole."""
+_FEW = 1_000
+"""Commits that are named one by one when the lake is asked."""
+_SECOND = timedelta(microseconds=1)
+Hashes = npt.NDArray[np.uint64]
+Instants = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Hashes in order, and when the events were loaded: microseconds since 1970."""
+
+    hashes: Hashes
+    at: Instants
+
+    @property
+    def first(self) -> int:
+        return int(self.at.min())
+
+    @property
+    def last(self) -> int:
+        return int(self.at.max())
+
+
+@dataclass(frozen=True)
+class Met:
+    """What is known of some rows before they are committed."""
+
+    fresh: pa.Array
+    """Indices of the rows that are to be kept."""
+    hashes: Hashes
+    """Of those rows."""
+
+
+class Known:
+    """The keys of one table's events of the last while."""
+
+    def __init__(
+        self, desk: Desk, name: str, keys: Sequence[str], within: timedelta, *, lasting: bool
+    ) -> None:
+        """lasting: what the lake held at the start is not forgotten; it may come again whenever."""
+        self.desk, self.name, self.keys, self.lasting = desk, name, tuple(keys), lasting
+        self.within = within // _SECOND
+        self._runs: list[_Run] = []
+        self._kept: list[_Run] = []
+        self._only_in_lake: tuple[int, int] | None = None
+        """From and to when there are more keys than memory has room for."""
+
+    def fill(self, until: int) -> None:
+        """Learn from the lake what was loaded in the time before `until`."""
+        self._runs, self._kept, self._only_in_lake = [], [], None
+        table = self.desk.lake.table(self.name)
+        if table is None:
+            return
+        since = until - self.within
+        rows = f"({select_from(table)})"
+        with self.desk.session() as connection:
+            counted = connection.execute(
+                f"select count(*), approx_quantile(epoch_us({LOADED_AT}), ?) from {rows}"
+                f" where {LOADED_AT} >= make_timestamp(?)",
+                [0.0, since],
+            ).fetchone()
+            assert counted is not None
+            if counted[0] > MOST_HASHES:
+                share = 1 - MOST_HASHES / counted[0]
+                half = connection.execute(
+                    f"select approx_quantile(epoch_us({LOADED_AT}), {share}) from {rows}"
+                    f" where {LOADED_AT} >= make_timestamp(?)",
+                    [since],
+                ).fetchone()
+                assert half is not None
+                self._only_in_lake = (since, int(half[0]))
+                since = int(half[0])
+            found = connection.execute(
+                f"select {self._hash} as h, epoch_us({LOADED_AT}) as at from {rows}"
+                f" where {LOADED_AT} >= make_timestamp(?)",
+                [since],
+            ).fetchnumpy()
+        if len(found["h"]):
+            run = _sorted(found["h"].astype(np.uint64), found["at"].astype(np.int64))
+            (self._kept if self.lasting else self._runs).append(run)
+
+    def meet(self, rows: pa.RecordBatch, at: int) -> Met:
+        """Which rows of a batch are the first of their key. `at`: when they are loaded."""
+        self._forget(at - self.within)
+        hashes = self._hashes(rows)
+        twice = self._again(rows, hashes)
+        twice |= self._in_lake(rows, hashes, at - self.within, twice)
+        fresh = np.flatnonzero(~twice)
+        return Met(pa.array(fresh), hashes[fresh])
+
+    def add(self, hashes: Hashes, at: int) -> None:
+        """These are in the lake now."""
+        if not len(hashes):
+            return
+        self._runs.append(_sorted(hashes, np.full(len(hashes), at, np.int64)))
+        slice_ = self.within // _SLICES
+        while len(self._runs) > 1:
+            before, last = self._runs[-2:]
+            if len(before.hashes) > 2 * len(last.hashes) or last.last - before.first > slice_:
+                break
+            self._runs[-2:] = [_sorted(*_joined(before, last))]
+        while len(self._runs) > 1 and sum(len(run.hashes) for run in self._runs) > MOST_HASHES:
+            oldest = self._runs.pop(0)
+            since = self._only_in_lake[0] if self._only_in_lake else oldest.first
+            self._only_in_lake = (since, oldest.last)
+
+    def _forget(self, before: int) -> None:
+        self._runs = [run for run in self._runs if run.last >= before]
+        if self._only_in_lake and self._only_in_lake[1] < before:
+            self._only_in_lake = None
+
+    @property
+    def _hash(self) -> str:
+        return f"hash({', '.join(quoted(key) for key in self.keys)})"
+
+    def _hashes(self, rows: pa.RecordBatch) -> Hashes:
+        with self.desk.session() as connection:
+            connection.register("incoming", rows.select(self.keys))
+            found = connection.execute(f"select {self._hash} as h from incoming").fetchnumpy()
+        return np.asarray(found["h"], np.uint64)
+
+    def _again(self, rows: pa.RecordBatch, hashes: Hashes) -> npt.NDArray[np.bool_]:
+        """Rows whose key is in the batch before."""
+        again = np.zeros(len(hashes), np.bool_)
+        order = np.argsort(hashes, kind="stable")
+        same = hashes[order][1:] == hashes[order][:-1]
+        shared = np.zeros(len(hashes), np.bool_)
+        shared[order[1:]] |= same
+        shared[order[:-1]] |= same
+        at = np.flatnonzero(shared)
+        seen: set[tuple[object, ...]] = set()
+        listed = rows.select(self.keys).take(pa.array(at))
+        for i, key in zip(at, zip(*listed.to_pydict().values(), strict=True), strict=True):
+            again[i] = key in seen
+            seen.add(key)
+        return again
+
+    def _in_lake(
+        self, rows: pa.RecordBatch, hashes: Hashes, since: int, skipped: npt.NDArray[np.bool_]
+    ) -> npt.NDArray[np.bool_]:
+        """Rows whose key the lake has."""
+        proposed = np.zeros(len(hashes), np.bool_)
+        instants: set[int] = set()
+        for run in (*self._kept, *self._runs):
+            left = np.searchsorted(run.hashes, hashes, "left")
+            right = np.searchsorted(run.hashes, hashes, "right")
+            hit = (right > left) & ~skipped
+            proposed |= hit
+            for begin, end in zip(left[hit], right[hit], strict=True):
+                instants.update(run.at[begin:end].tolist())
+        if self._only_in_lake is not None:
+            proposed = ~skipped
+        found = np.zeros(len(hashes), np.bool_)
+        at = np.flatnonzero(proposed)
+        if len(at):
+            candidates = rows.select(self.keys).take(pa.array(at))
+            found[at[self._looked_up(candidates, instants, since)]] = True
+        return found
+
+    def _looked_up(self, keys: pa.RecordBatch, instants: set[int], since: int) -> list[int]:
+        """Which of some keys are in the lake, loaded at one of these instants."""
+        table = self.desk.lake.table(self.name)
+        if table is None:
+            return []
+        if not self.lasting:
+            instants = {each for each in instants if each >= since}
+        if not instants and self._only_in_lake is None:
+            return []
+        numbered = keys.append_column("tarn row", pa.arange(0, keys.num_rows))
+        same = " and ".join(f"l.{quoted(key)} = c.{quoted(key)}" for key in self.keys)
+        with self.desk.session() as connection:
+            connection.register("candidates", numbered)
+            sql = f"""
+                select "tarn row" from candidates as c where exists (
+                    select 1 from ({select_from(table)}) as l
+                    where {same} and ({self._times(instants, since)})
+                )
+            """
+            return [row[0] for row in connection.execute(sql).fetchall()]
+
+    def _times(self, instants: set[int], since: int) -> str:
+        """Condition on the lake's rows: when they were loaded."""
+        when = []
+        if self._only_in_lake is not None:
+            start, end = max(self._only_in_lake[0], since), self._only_in_lake[1]
+            when.append(f"l.{LOADED_AT} between make_timestamp({start}) and make_timestamp({end})")
+        if len(instants) > _FEW:
+            start, end = min(instants), max(instants)
+            when.append(f"l.{LOADED_AT} between make_timestamp({start}) and make_timestamp({end})")
+        elif instants:
+            named = ", ".join(f"make_timestamp({each})" for each in sorted(instants))
+            when.append(f"l.{LOADED_AT} in ({named})")
+        return " or ".join(when)
+
+
+def _sorted(hashes: Hashes, at: Instants) -> _Run:
+    order = np.argsort(hashes, kind="stable")
+    return _Run(hashes[order], at[order])
+
+
+def _joined(one: _Run, other: _Run) -> tuple[Hashes, Instants]:
+    return np.concatenate([one.hashes, other.hashes]), np.concatenate([one.at, other.at])
