@@ -63,7 +63,8 @@ _TABLES = {
         30_000,
         "'van-' || i // 30 % 50 as van_id, i as sequence, 40 + hash(i) % 1000 / 1e4 as latitude,"
         " -74 + hash(i * 7) % 1000 / 1e4 as longitude, 40.0::double as speed_kmh,"
-        " 90::bigint as heading, i // 30 as order_id, due + to_seconds(2400 + 10 * (i % 30)) as occurred_at",
+        " 90::bigint as heading, i // 30 as order_id,"
+        " due + to_seconds(2400 + 10 * (i % 30)) as occurred_at",
         30,
     ),
 }
@@ -77,13 +78,15 @@ def land(lake: Lake, first_day: int, days: float, late: bool = False) -> None:
         at = f"timestamp '2017-01-01' + {gap.format(together, daily)}"
         late_by = "to_hours(cast(i % 50 = 0 as bigint))" if late else "to_hours(0)"
         first, last = first_day * daily, first_day * daily + int(days * daily)
-        loaded = f"timestamp '2018-01-01' + to_days({first_day})"
         sql = f"""
-            select *, cast(occurred_at as date) as _event_date, 'load' as _load_id,
-                {loaded} as _loaded_at
+            select * exclude (loaded), cast(occurred_at as date) as _event_date,
+                'load' as _load_id, loaded as _loaded_at
             from (
-                select {columns}, '{name}-0' as _partition, i as _offset, due as _sent_at
-                from (select i, {at} - {late_by} as due from range({first}, {last}) as r(i))
+                select {columns}, '{name}-0' as _partition, i as _offset, due as _sent_at, loaded
+                from (
+                    select i, {at} - {late_by} as due, date_trunc('minute', {at}) as loaded
+                    from range({first}, {last}) as r(i)
+                )
             )
         """
         rows = partial(_read, sql)
