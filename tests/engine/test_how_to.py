@@ -27,6 +27,7 @@ BLOCK = re.compile(
         ("load-a-database", "lake/raw_shop/orders"),
         ("live-with-drift", "lake/quarantine_meters/readings"),
         ("add-a-model", "lake/marts/fct_store_days"),
+        ("raise-alerts", "lake/tarn/alerts"),
         ("add-an-output", "site/dashboards/stores.html"),
         ("read-a-failing-test", "target/run_results.json"),
         ("keep-storage-small", "lake/_tarn/releases/00000002.json"),
