@@ -33,14 +33,7 @@ def project(times: int = 1) -> Path:
     folder = RUN / f"demo_{times}x"
     if (folder / "loaded").exists():
         return folder
-    shutil.rmtree(folder, ignore_errors=True)
-    for part in (*_PARTS, *_PARTS_TOO):
-        if (ROOT / part).is_dir():
-            ignore = shutil.ignore_patterns(".run", "__pycache__")
-            shutil.copytree(ROOT / part, folder / part, ignore=ignore)
-        else:
-            folder.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / part, folder / part)
+    declarations(folder)
     profile = folder / "profiles.yml"
     # What DuckDB may hold grows with the data, for dbt and the plain script alike.
     profile.write_text(profile.read_text().replace("700MB", f"{700 * times}MB"))
@@ -51,6 +44,18 @@ def project(times: int = 1) -> Path:
         _multiply(Lake(str(project() / "lake")), Lake(str(folder / "lake")), times)
     (folder / "loaded").touch()
     return folder
+
+
+def declarations(folder: Path) -> None:
+    """Put the project's declarations into a folder, anew; it has no lake yet."""
+    shutil.rmtree(folder, ignore_errors=True)
+    for part in (*_PARTS, *_PARTS_TOO):
+        if (ROOT / part).is_dir():
+            ignore = shutil.ignore_patterns(".run", "__pycache__")
+            shutil.copytree(ROOT / part, folder / part, ignore=ignore)
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / part, folder / part)
 
 
 def _multiply(small: Lake, large: Lake, times: int) -> None:

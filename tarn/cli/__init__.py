@@ -20,6 +20,7 @@ from tarn.cli.console import CONSOLE, lake, say, shown
 from tarn.cli.demo import demo
 from tarn.cli.drift import drift
 from tarn.cli.ingestion import ingest, load, schedule, standing, status
+from tarn.cli.live import live
 from tarn.cli.quarantine import quarantine
 from tarn.cli.releases import find, release, tables
 from tarn.cli.sources import init, relink, source
@@ -88,14 +89,16 @@ def run() -> None:
 @cli.command()
 @click.argument("sql", required=False)
 @click.option("-f", "--format", "layout", type=click.Choice(_FORMATS), default="box")
-@click.option("--live", is_flag=True, help="Read streams as they are now, through dbt's views.")
-def query(sql: str | None, layout: str, live: bool) -> NoReturn:
+@click.option(
+    "--live", "is_live", is_flag=True, help="Read streams as they are now, through dbt's views."
+)
+def query(sql: str | None, layout: str, is_live: bool) -> NoReturn:
     """Run SQL on the current release, or open a prompt on it."""
     here = lake()
     command, variables = _client(here, layout)
     ask = ["-c", sql] if sql else []
     sys.stdout.flush()
-    if not live:
+    if not is_live:
         os.execve(command[0], [*command, str(catalog.ensure(here)), *ask], variables)
     from tarn.storage.live import write
 
@@ -128,6 +131,7 @@ for verb in (
     drift,
     ingest,
     init,
+    live,
     maintain,
     quarantine,
     release,

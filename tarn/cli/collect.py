@@ -36,7 +36,7 @@ def collect(host: str, port: int, every: int) -> None:
 
     systems = _webhooks()
     counts: Counter[str] = Counter()
-    listener = _listen(host, port)
+    listener = listen(host, port)
     config = uvicorn.Config(
         app(systems, lake(), counts), log_level="warning", timeout_graceful_shutdown=10
     )
@@ -63,7 +63,8 @@ def _webhooks() -> "Sequence[Declared]":
     return [each.resolved(home) for each in found]
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens there; raises TarnError if it cannot."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         listener = socket.socket(family)

@@ -14,8 +14,9 @@ import duckdb
 import vl_convert
 
 from tarn.errors import TarnError
-from tarn.serving.declarations import Chart, Compare, Dashboard, Exposure, Figure, Table, Tile
+from tarn.serving.declarations import Dashboard, Exposure
 from tarn.serving.formats import show
+from tarn.serving.tiles import Chart, Compare, Figure, Table, Tile
 
 MOST_ROWS = 50_000
 """In one tile. More would be a page nobody can open, of marks nobody can tell apart."""
@@ -113,14 +114,15 @@ def _one_value(connection: duckdb.DuckDBPyConnection, sql: str) -> Any:
 def _draw(tile: Tile, rows: Rows, connection: duckdb.DuckDBPyConnection) -> Drawn:
     match tile:
         case Figure():
-            return _figure(tile, rows, connection)
+            return figure(tile, rows, connection)
         case Chart():
             return Drawn(tile, spec=_spec(tile, rows))
         case Table():
-            return _table(tile, rows)
+            return table(tile, rows)
 
 
-def _figure(tile: Figure, rows: Rows, connection: duckdb.DuckDBPyConnection) -> Drawn:
+def figure(tile: Figure, rows: Rows, connection: duckdb.DuckDBPyConnection) -> Drawn:
+    """The number, its change and its trend."""
     if not rows.rows:
         raise TarnError("no row, so no figure")
     values = [row[-1] for row in rows.rows]
@@ -169,7 +171,8 @@ def trend_points(values: list[Any], width: int = 100, height: int = 30) -> str:
     return " ".join(points)
 
 
-def _table(tile: Table, rows: Rows) -> Drawn:
+def table(tile: Table, rows: Rows) -> Drawn:
+    """All cells as text."""
     for name in tile.format:
         _known(name, rows.columns, "format names")
     forms = [tile.format.get(name) for name in rows.columns]
@@ -197,22 +200,37 @@ def heading(column: str) -> str:
 
 
 def _spec(tile: Chart, rows: Rows) -> dict[str, Any]:
-    """The tile's spec with its data, made to fill the tile and to be read aloud."""
+    """The tile's spec with its data."""
+    check_fields(tile, rows.columns)
+    spec = {**framed(tile), "data": {"values": records(rows)}}
+    _try_drawing(spec)
+    return spec
+
+
+def check_fields(tile: Chart, columns: list[str]) -> None:
+    """Raise TarnError if the spec draws a field that is no column."""
+    if not _NAMING & {key for node in _nodes(tile.spec) for key in node}:
+        for name in _texts(tile.spec, "field"):
+            known = [*columns, *_texts(tile.spec, "as")]
+            _known(re.split(r"[.\[]", name)[0], known, "spec draws")
+
+
+def framed(tile: Chart) -> dict[str, Any]:
+    """The tile's spec, made to fill the tile and to be read aloud."""
     spec = dict(tile.spec)
-    if not _NAMING & {key for node in _nodes(spec) for key in node}:
-        for name in _texts(spec, "field"):
-            _known(re.split(r"[.\[]", name)[0], [*rows.columns, *_texts(spec, "as")], "spec draws")
     if not {"facet", "concat", "hconcat", "vconcat", "repeat"} & spec.keys():
         spec.setdefault("width", "container")
         spec.setdefault("autosize", {"type": "fit-x", "contains": "padding"})
     spec.setdefault("description", ". ".join(filter(None, (tile.title, tile.note))))
-    values = [
+    return spec
+
+
+def records(rows: Rows) -> list[dict[str, Any]]:
+    """The rows as JSON takes them."""
+    return [
         {name: _plain(value) for name, value in zip(rows.columns, row, strict=True)}
         for row in rows.rows
     ]
-    spec["data"] = {"values": values}
-    _try_drawing(spec)
-    return spec
 
 
 def _try_drawing(spec: dict[str, Any]) -> None:

@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
     TypeAdapter,
     ValidationError,
-    model_validator,
 )
 
 from tarn.errors import TarnError
@@ -28,92 +26,19 @@ from tarn.serving.alerts.declaration import (
     Heartbeat,
     Webhook,
 )
-from tarn.serving.formats import check_format
+from tarn.serving.live.declaration import Alerts, Live, Map
+from tarn.serving.tiles import PAGE, Chart, Compare, Figure, Table, Tile
 from tarn.strict_yaml import Location, Spec, YamlFile, nearest, read
 
 _OtherKind = Literal["api", "features", "training_set", "sync"]
-KINDS = ("dashboard", "alert", *get_args(_OtherKind), "docs")
-Format = Annotated[str, AfterValidator(check_format)]
-Width = Annotated[int, Field(ge=1, le=12)]
-
-
-class Compare(Spec):
-    """What a figure is held against, as a change."""
-
-    label: str
-    sql: str | None = None
-    """Gives one value. Without it the figure's row before the last is taken."""
-    better: Literal["higher", "lower", "neither"] = "higher"
-
-
-class _Tile(Spec):
-    """A titled place on a page and the query behind it: SQL, or a metric cut by dimensions."""
-
-    title: str
-    width: Width = 12
-    """In twelfths of the page; a narrow screen stacks the tiles."""
-    sql: str | None = None
-    metric: str | None = None
-    group_by: tuple[str, ...] = ()
-    where: Mapping[str, str | int | bool | tuple[str | int, ...]] = {}
-    """Dimensions of the metric and the value, or one of the values, that each must have."""
-    note: str | None = None
-
-    @model_validator(mode="after")
-    def _one_query(self) -> "_Tile":
-        if (self.sql is None) == (self.metric is None):
-            raise ValueError("give either sql or metric")
-        if self.sql is not None and (self.group_by or self.where):
-            raise ValueError("group_by and where belong to a metric; with sql, write them in SQL")
-        return self
-
-
-class Figure(_Tile):
-    """A headline number: the last column of the last row. Rows before it are its trend."""
-
-    kind: Literal["figure"]
-    width: Width = 3
-    format: Format | None = None
-    compare: Compare | None = None
-
-
-class Chart(_Tile):
-    """A drawing of all rows by a Vega-Lite spec, which is given the data, size and theme."""
-
-    kind: Literal["chart"]
-    spec: dict[str, Any]
-
-    @model_validator(mode="after")
-    def _stands_alone(self) -> "Chart":
-        if "data" in self.spec:
-            raise ValueError("spec holds data; the tile's sql or metric is the data")
-        if _holds(self.spec, "url"):
-            raise ValueError("spec reads a url; a page asks nothing of other places")
-        return self
-
-
-def _holds(node: Any, key: str) -> bool:
-    if isinstance(node, Mapping):
-        return key in node or any(_holds(child, key) for child in node.values())
-    return isinstance(node, list | tuple) and any(_holds(child, key) for child in node)
-
-
-class Table(_Tile):
-    """All rows as they come; column aliases are the headings."""
-
-    kind: Literal["table"]
-    format: Mapping[str, Format] = {}
-    """By column."""
-
-
-Tile = Annotated[Figure | Chart | Table, Field(discriminator="kind")]
+KINDS = ("dashboard", "live", "alert", *get_args(_OtherKind), "docs")
 
 
 class Dashboard(Spec):
     """One page."""
 
     kind: Literal["dashboard"]
-    page: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+    page: Annotated[str, Field(pattern=PAGE)]
     """Name of the file, without .html."""
     title: str
     subtitle: str | None = None
@@ -135,14 +60,17 @@ class Other(BaseModel):
     kind: _OtherKind
 
 
-Run: TypeAlias = Dashboard | Docs | Alert | Other
+Run: TypeAlias = Dashboard | Live | Docs | Alert | Other
 _AnyRun = Annotated[Run, Field(discriminator="kind")]
 _SHAPES: Mapping[str, type[Spec]] = {
     "dashboard": Dashboard,
+    "live": Live,
     "docs": Docs,
     "figure": Figure,
     "chart": Chart,
     "table": Table,
+    "map": Map,
+    "alerts": Alerts,
     "compare": Compare,
     "alert": Alert,
     "deviation": Deviation,
@@ -152,9 +80,10 @@ _SHAPES: Mapping[str, type[Spec]] = {
     "email": Email,
 }
 """The models by the name under which pydantic reports a place in them."""
-_TILE_KINDS = ("figure", "chart", "table")
-_CHANNEL_KINDS = ("webhook", "email")
-_TAGS = (*KINDS, *_TILE_KINDS, *_CHANNEL_KINDS)
+_TILE_KINDS: tuple[str, ...] = ("figure", "chart", "table")
+_LIVE_TILE_KINDS = (*_TILE_KINDS, "map", "alerts")
+_CHANNEL_KINDS: tuple[str, ...] = ("webhook", "email")
+_TAGS = (*KINDS, *_LIVE_TILE_KINDS, *_CHANNEL_KINDS)
 """Parts of such a place that stand for a choice of model, not for a key."""
 
 
@@ -180,10 +109,10 @@ def read_exposures(manifest: Mapping[str, Any], project: Path) -> list[Exposure]
     """All exposures of a dbt manifest, by name. Files below `project` are read for line numbers."""
     nodes = sorted(manifest["exposures"].values(), key=lambda node: str(node["name"]))
     exposures = [_read_exposure(node, project) for node in nodes]
-    pages: dict[str, Exposure] = {}
+    pages: dict[tuple[str, str], Exposure] = {}
     for exposure in exposures:
-        if isinstance(exposure.run, Dashboard):
-            other = pages.setdefault(exposure.run.page, exposure)
+        if isinstance(exposure.run, Dashboard | Live):
+            other = pages.setdefault((exposure.run.kind, exposure.run.page), exposure)
             if other is not exposure:
                 raise TarnError(
                     f"page {exposure.run.page!r} is also declared by {other.name} in {other.file}",
@@ -203,7 +132,7 @@ def _read_exposure(node: Mapping[str, Any], project: Path) -> Exposure:
         name=name,
         unique_id=str(node["unique_id"]),
         type=str(node["type"]),
-        title=run.title if isinstance(run, Dashboard) else title,
+        title=run.title if isinstance(run, Dashboard | Live) else title,
         description=str(node.get("description") or ""),
         owner=str(owner.get("name") or owner.get("email") or ""),
         file=file,
@@ -251,9 +180,9 @@ def _explain(
         case "missing":
             what = f"key {keys[-1]!r} is missing"
         case "union_tag_invalid" | "union_tag_not_found":
-            thing, known = (
-                ("channel", _CHANNEL_KINDS) if "notify" in keys else ("tile", _TILE_KINDS)
-            )
+            thing, known = "tile", _LIVE_TILE_KINDS if declared["kind"] == "live" else _TILE_KINDS
+            if "notify" in keys:
+                thing, known = "channel", _CHANNEL_KINDS
             what = f"unknown kind of {thing}; known: {', '.join(known)}"
         case _:
             place = ".".join(str(key) for key in keys if not isinstance(key, int))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tarn.errors import TarnError
-from tarn.serving.declarations import Tile
+from tarn.serving.tiles import Tile
 
 
 @dataclass(frozen=True)

@@ -76,8 +76,11 @@ def _theme() -> Mapping[str, Any]:
 
 
 def _properties(colours: Mapping[str, Any]) -> str:
-    """Colours as CSS custom properties."""
-    named = {name: value for name, value in colours.items() if isinstance(value, str)}
+    """Colours as CSS custom properties; those of a list are numbered."""
+    named: dict[str, str] = {}
+    for name, value in colours.items():
+        several = [value] if isinstance(value, str) else value
+        named |= {f"{name}-{i}" if several is value else name: c for i, c in enumerate(several)}
     return " ".join(f"--{name}: {value};" for name, value in named.items())
 
 

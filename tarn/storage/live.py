@@ -101,6 +101,11 @@ class Live:
         latest = self._state.latest if self._state else {}
         return {name: each for name, each in latest.items() if each.is_stream}
 
+    @property
+    def release(self) -> int:
+        """The release whose other tables are shown; 0 before the first refresh."""
+        return self._state.release if self._state else 0
+
     def refresh(self) -> bool:
         """Show the latest versions, of one moment in all views. Whether anything is new.
 
@@ -193,8 +198,27 @@ def _fill(
             log.warning("%s", failure)
             show(connection, name, select_failure(failure))
         state.passed_over.add(name)
-    views.restore(connection, lake)
+    _show_views(connection, lake)
     return state
+
+
+def _show_views(connection: duckdb.DuckDBPyConnection, lake: Lake) -> None:
+    """Make dbt's views; those that cannot be made say why."""
+    queries = views.restore(connection, lake)
+    made = connection.execute("select schema_name || '.' || view_name from duckdb_views()")
+    missing = queries.keys() - {name for (name,) in made.fetchall()}
+    reasons = {name: _reason(connection, queries[name]) for name in missing}
+    for name, reason in reasons.items():
+        show(connection, name, select_failure(TarnError(reason, name)))
+
+
+def _reason(connection: duckdb.DuckDBPyConnection, sql: str) -> str:
+    """Why a query fails."""
+    try:
+        connection.execute(f"explain {sql}")
+    except duckdb.Error as error:
+        return str(error).partition("\n")[0]
+    return "its query could not be read when it was made"
 
 
 def _show_release(connection: duckdb.DuckDBPyConnection, lake: Lake) -> int:

@@ -40,6 +40,7 @@ class TestStrategies:
             "some_updated": "unique_key='id', merge_update_columns=['n']",
             "merged_where": "unique_key='id',"
             " incremental_predicates=['dbt_internal_dest.n < dbt_internal_source.n']",
+            "some_deleted": "unique_key='id', merge_delete_where='n >= 3'",
             "unkeyed": "incremental_strategy='merge'",
         }
         return {
@@ -56,6 +57,7 @@ class TestStrategies:
         assert table(lake, project, "where_replaced") == [first, new]
         assert table(lake, project, "some_updated") == [first, (2, "b", 20, 2), third]
         assert table(lake, project, "merged_where") == [first, new, third]
+        assert table(lake, project, "some_deleted") == [first]
         assert table(lake, project, "unkeyed") == [first, second, new, third]
         # By now the predicate keeps the row as it is, so its key comes twice, as dbt has it.
         run_dbt(["run", "--select", "merged_where"])

@@ -79,13 +79,6 @@ TABLES: Mapping[str, Mapping[str, pa.DataType]] = {
     },
 }
 """Columns of each raw table that come with the message."""
-RECEIPTS = {
-    "basket_id": _WHOLE,
-    "order_id": _WHOLE,
-    "rung_up_at": _TIME,
-    "updated_at": _TIME,
-    **_LOADED,
-}
 
 
 @dataclass
@@ -118,7 +111,9 @@ class Shop:
         return [(table, row) for _, table, row in sorted(coming, key=lambda event: event[0])]
 
     def _moment(self) -> datetime:
-        return self.start + timedelta(milliseconds=round(self.hours * 3.6e6 * self._chance.random()))
+        return self.start + timedelta(
+            milliseconds=round(self.hours * 3.6e6 * self._chance.random())
+        )
 
     def _clicks(self) -> Iterator[tuple[str, Row]]:
         chance, number = self._chance, 0
@@ -243,13 +238,3 @@ def land(lake: Lake, arrivals: Sequence[tuple[str, Row]], loaded_at: datetime) -
             for offset, row in enumerate(rows)
         ]
         write(lake, name, pa.Table.from_pylist(stamped, schema), mode="append")
-
-
-def ring_up(lake: Lake, receipts: Sequence[Row], loaded_at: datetime) -> None:
-    """Append receipts that the tills rang up for the web shop."""
-    stamped = [
-        {**row, "updated_at": row["rung_up_at"], "_load_id": "load", "_loaded_at": loaded_at}
-        for row in receipts
-    ]
-    table = pa.Table.from_pylist(stamped, pa.schema(RECEIPTS))
-    write(lake, "raw_pos.web_receipts", table, mode="append")

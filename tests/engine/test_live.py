@@ -115,7 +115,7 @@ def test_readers_of_the_release_see_none_of_it(
 def test_all_views_of_one_refresh_are_of_one_state(shop: Lake) -> None:
     views.remember(shop, "staging.refunds", "select event_id from raw_shop.refunds")
     seen = Live(shop)
-    with pytest.raises(Exception, match="refunds does not exist"):
+    with pytest.raises(duckdb.Error, match=r"staging\.refunds.* refunds does not exist"):
         ask(seen, "from staging.refunds")
 
     append(shop, "raw_shop.refunds", 0)

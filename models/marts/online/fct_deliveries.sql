@@ -31,18 +31,20 @@ with
 
 order_events as (
     select * from {{ ref('int_order_events_deduped') }}
-    where event_type in ('dispatched', 'delivered')
-    {% if is_incremental() %}
-        and occurred_at >= {{ first_occurred_at }}
-    {% endif %}
+    where
+        event_type in ('dispatched', 'delivered')
+        {% if is_incremental() %}
+            and occurred_at >= {{ first_occurred_at }}
+        {% endif %}
 ),
 
 positions as (
     select * from {{ ref('int_van_positions_deduped') }}
-    where order_id is not null
-    {% if is_incremental() %}
-        and occurred_at >= {{ first_occurred_at }}
-    {% endif %}
+    where
+        order_id is not null
+        {% if is_incremental() %}
+            and occurred_at >= {{ first_occurred_at }}
+        {% endif %}
 ),
 
 {% if is_incremental() %}

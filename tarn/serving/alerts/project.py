@@ -1,9 +1,7 @@
 """The alerts that a project declares, as it is now."""
 
 import json
-import subprocess
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from tarn.errors import TarnError
 from tarn.serving.alerts.declaration import END, START, Alert, label
@@ -12,13 +10,14 @@ from tarn.serving.alerts.findings import Declared
 from tarn.serving.alerts.measuring import grain
 from tarn.serving.declarations import Exposure, read_exposures
 from tarn.serving.metrics import MetricCompiler, Query
-from tarn.settings import Settings, program
+from tarn.serving.project import parsed
+from tarn.settings import Settings
 from tarn.strict_yaml import nearest
 
 
 def declared(home: Settings) -> list[Declared]:
     """All alerts by name, their metrics compiled. dbt reads the project for it, in seconds."""
-    target = _parsed(home)
+    target = parsed(home, "alerts")
     manifest = json.loads((target / "manifest.json").read_text(encoding="utf-8"))
     metrics = MetricCompiler(target / "semantic_manifest.json")
     exposures = read_exposures(manifest, home.project_dir)
@@ -62,20 +61,3 @@ def _sql(alert: Alert, metrics: MetricCompiler, where: str) -> str:
         return metrics.sql(Query(alert.metric, where=within))
     except TarnError as error:
         raise TarnError(error.what, where, error.fix) from None
-
-
-def _parsed(home: Settings) -> Path:
-    """The folder with dbt's manifests; of its own, as a build may be under way."""
-    target = home.work_dir / "alerts"
-    command = [program("dbt"), "parse", "--target-path", str(target)]
-    done = subprocess.run(
-        command,
-        cwd=home.project_dir,
-        env={**home.variables, "DO_NOT_TRACK": "1"},
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        said = "\n".join((done.stdout + done.stderr).strip().splitlines()[-20:])
-        raise TarnError(f"dbt parse failed:\n{said}", fix="run it by itself: dbt parse")
-    return target
