@@ -114,7 +114,7 @@ def test_the_page_follows_what_happens(shop: Shop, browser: Browser) -> None:
     with served(shop.pages(), shop.lake) as url, looking(browser, url) as seen:
         figure, couriers = tile(seen.page, FIGURE), tile(seen.page, MAP)
         expect(figure.locator(".value")).to_have_text("0")
-        expect(tile(seen.page, ALERTS)).to_contain_text("Nothing is wrong.")
+        expect(tile(seen.page, ALERTS)).to_contain_text("No alert has been evaluated yet.")
         expect(tile(seen.page, CHART).locator("svg path").first).to_be_visible()
         courier = couriers.locator('.point[data-label="bike-3"]')
         before = courier.evaluate("mark => mark.style.transform")
