@@ -67,6 +67,7 @@ def tile(page: Page, declared: Mapping[str, Any]) -> Any:
         ({"refresh": "soon"}, "'soon' is no time such as 1s", "refresh"),
         ({"tiles": []}, "tiles: ", "tiles"),
         ({"tiles": [{**MAP, "color": "x"}]}, "did you mean 'colour'?", "color"),
+        ({"tiles": [{**MAP, "colours": {"a": "red"}}]}, "colours.a: Input should be 'a", "a: red"),
         ({"tiles": [{**MAP, "kind": "globe"}]}, "known: figure, chart, table, map, alerts", "- t"),
         ({"tiles": [{**FIGURE, "metric": "sales"}]}, "give either sql or metric", "- title"),
         ({"page": "a/b"}, "page: ", "page"),
@@ -119,6 +120,8 @@ def test_the_page_follows_what_happens(shop: Shop, browser: Browser) -> None:
         courier = couriers.locator('.point[data-label="bike-3"]')
         before = courier.evaluate("mark => mark.style.transform")
         expect(couriers.locator(".legend")).to_have_text("deliveringreturning")
+        returning = couriers.locator(".legend span").last
+        assert "--muted" in (returning.get_attribute("style") or "")
         expect(couriers.locator(".place")).to_have_count(2)
 
         shop.sell(12)

@@ -156,11 +156,11 @@ function isFree(taken, x, y, label) {
   return true;
 }
 
-function colour(state, { points }, legend) {
+function colour(state, { points, colours }, legend) {
   for (const each of [...new Set(points.map((point) => point.colour))].sort()) {
     if (each && !state.colours.includes(each)) state.colours.push(each);
   }
-  const of = (value) => `var(--categories-${state.colours.indexOf(value) % 8})`;
+  const of = (value) => `var(--${colours[value] ?? `categories-${state.colours.indexOf(value) % 8}`})`;
   state.mark = (point) => (point.colour ? of(point.colour) : "var(--accent)");
   legend.replaceChildren(...state.colours.map((value) => {
     const entry = document.createElement("span");
