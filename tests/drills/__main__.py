@@ -6,8 +6,9 @@ import tempfile
 from importlib import import_module
 from pathlib import Path
 
-ROUNDS = {"kill": 100, "disk": 24, "clock": 8, "race": 250, "model": 200}
-"""By name, how many in full: kills, amounts of free space, days, changes a writer, examples."""
+ROUNDS = {"kill": 100, "disk": 24, "clock": 8, "race": 250, "model": 200, "stream": 60}
+"""By name, how many in full: kills, amounts of free space, days, changes a writer, examples, and
+kills of a stream."""
 
 
 def main() -> None:
