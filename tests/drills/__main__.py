@@ -6,7 +6,7 @@ import tempfile
 from importlib import import_module
 from pathlib import Path
 
-ROUNDS = {"kill": 100, "disk": 24, "clock": 8, "race": 250, "model": 200, "stream": 60, "alert": 5}
+ROUNDS = {"kill": 100, "disk": 24, "clock": 8, "race": 250, "model": 200, "stream": 60, "alert": 10}
 """By name, how many in full: kills, amounts of free space, days, changes a writer, examples, kills
 of a stream, outages."""
 

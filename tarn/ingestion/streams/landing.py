@@ -81,7 +81,7 @@ class Landing:
             self.name, spec, spec.primary_key, declared.file, ("tables", table), is_objects=True
         )
         self.offset_type = transport.offset_type
-        self.decoder = decoder(declared, table, spec, home.project_dir)
+        self.decoder = decoder(declared, table, spec, home)
         self.held: dict[str, positions.Held] = {}
         self.columns: dict[str, str] = {}
         """Types by name, in YAML's words, as last written."""
