@@ -464,11 +464,11 @@ class Stream:
         return self.wishes.once and self._goal.is_reached(monotonic())
 
     def _finish(self) -> None:
-        """Commit all that was read."""
+        """Commit all that was read. Who asked for once is told if that cannot be."""
         while any(each.waiting or each.job for each in self.tables.values()):
             self._commit(is_last=True)
             self._wait()
-            if self._is_hopeless():
+            if self._is_hopeless() and not self.wishes.once:
                 break
 
     def _is_hopeless(self) -> bool:
