@@ -231,6 +231,15 @@ def test_a_topic_that_was_made_anew_is_told(shop: Shop) -> None:
     assert shop.ids() == list(range(10))
 
 
+def test_a_table_that_gets_another_topic_reads_that(shop: Shop) -> None:
+    shop.send(*orders(range(10)))
+    shop.landed()
+    other = Shop(shop.project, shop.kafka)
+    other.send(*orders(range(10, 20)))
+    other.landed()
+    assert shop.ids() == list(range(20))
+
+
 def test_partitions_that_are_added_are_read_too(shop: Shop) -> None:
     shop.send(*orders(range(10)), partition=0)
     with shop.streaming():
