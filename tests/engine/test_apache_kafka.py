@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,8 +21,11 @@ from confluent_kafka.serialization import MessageField, SerializationContext
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from tests.engine.apache_kafka import PASSWORD, USER, Kafka, kafka
+from tests.engine.conftest import ROOT, run
 from tests.engine.ingesting import Project, project
 from tests.engine.registry import registry
+from tests.engine.test_how_to import BLOCK
+from tests.engine.test_stream_schemas import record
 
 __all__ = ["kafka", "project"]
 
@@ -51,13 +55,12 @@ class Shop:
             "    commit_every: 200ms\n    columns: {order_id: bigint, amount: 'decimal(12,2)'}",
         )
 
-    def send(self, *values: bytes, partition: int | None = None, address: str = "") -> None:
+    def send(self, *values: bytes, partition: int = -1) -> None:
         """Each value once; returns when the broker has them all."""
-        settings = {"bootstrap.servers": address or self.kafka.address, "log_level": 0}
-        producer = Producer({**settings, "enable.idempotence": True})
+        settings = {"bootstrap.servers": self.kafka.address, "enable.idempotence": True}
+        producer = Producer({**settings, "log_level": 0})
         for value in values:
-            where = {} if partition is None else {"partition": partition}
-            producer.produce(self.topic, value, **where)
+            producer.produce(self.topic, value, partition=partition)
         assert producer.flush(_SECONDS) == 0
 
     def once(self, *more: str) -> subprocess.CompletedProcess[str]:
@@ -147,6 +150,25 @@ def test_each_way_to_connect(shop: Shop, listener: str) -> None:
         told = shop.refused()
         assert "credentials" in told
         assert "wrong-one" not in told
+
+
+def test_a_value_of_another_type_takes_out_its_row_alone(shop: Shop) -> None:
+    first = [b'{"order_id": %d, "speed": %d.5, "at": {"x": 1}}' % (i, i) for i in range(20)]
+    first[0] = b'{"order_id": 0, "speed": "fast"}'
+    shop.send(*first, partition=0)
+    shop.landed()
+    assert shop.project.types("raw_shop.orders")["speed"] == "double"
+    assert shop.ids() == list(range(1, 20))
+    later = [
+        b'{"order_id": 20, "speed": 7}',
+        b'{"order_id": 21, "speed": "slow", "at": {"x": "y"}}',
+    ]
+    shop.send(*later, b'{"order_id": 22, "amount": 0.1}', partition=0)
+    shop.landed()
+    assert shop.ids() == [*range(1, 21), 22]
+    told = [row["_reason"] for row in shop.project.rows("quarantine_shop.orders", "_reason")]
+    assert "speed: 'fast' is not double" in told
+    assert "speed: 'slow' is not double; at__x: 'y' is not bigint" in told
 
 
 def test_avro_through_a_registry(shop: Shop) -> None:
@@ -266,3 +288,41 @@ def test_two_consumers_share_partitions_and_none_is_read_twice(
         shop.send(*orders(range(4000, 4600)))
         shop.until(lambda: len(shop.ids()) >= 4600)
     assert shop.ids() == list(range(4600))
+
+
+def test_the_page_can_be_followed(project: Project, kafka: Kafka) -> None:
+    with registry() as schemas:
+        client = SchemaRegistryClient({"url": schemas.url})
+        where = SerializationContext("orders", MessageField.VALUE)
+        told = record("Order", event_id="string", order_id="long")
+        avro = AvroSerializer(client, json.dumps(told))
+        protobuf = ProtobufSerializer(Timestamp, client, {"use.deprecated.format": False})
+        click = b'{"page": {"type": "home"}, "occurred_at": "2017-12-31T10:00:00.000Z"}'
+        values = {
+            "clicks": [click, b"{broken"],
+            "orders": [avro({"event_id": "a", "order_id": 1}, where)] * 2,
+            "payments": [protobuf(Timestamp(seconds=5), where)],
+        }
+        producer = Producer({"bootstrap.servers": kafka.address, "log_level": 0})
+        for topic, messages in values.items():
+            kafka.create(topic)
+            for value in messages:
+                producer.produce(topic, value)
+        assert producer.flush(_SECONDS) == 0
+        env = {**os.environ, "KAFKA": kafka.address, "SCHEMA_REGISTRY": schemas.url}
+        said = list(_followed(project.path, env))
+    assert "no JSON" in said[-1]
+    rows = {table: len(project.rows(f"raw_web_shop.{table}")) for table in values}
+    assert rows == {"clicks": 1, "orders": 1, "payments": 1}
+    assert project.types("raw_web_shop.clicks")["page__type"] == "string"
+
+
+def _followed(folder: Path, env: Mapping[str, str]) -> Iterator[str]:
+    """Write the page's files and run its commands; what they said."""
+    for block in BLOCK.finditer((ROOT / "docs/how-to/read-messages.md").read_text()):
+        if block["path"]:
+            (folder / block["path"]).write_text(block["text"])
+        elif block["language"] == "shell":
+            done = run(folder, env, "sh", "-ec", block["text"])
+            assert done.returncode == 0, done.stdout + done.stderr
+            yield done.stdout
