@@ -14,10 +14,15 @@ from time import sleep, time
 import pytest
 
 from tarn.errors import TarnError
+from tarn.ingestion.clock import now
 from tarn.ingestion.declarations import declared
-from tarn.ingestion.streams import Batch
+from tarn.ingestion.status import status
+from tarn.ingestion.streams import Batch, gauges
+from tarn.ingestion.streams.consumer import Wishes
 from tarn.ingestion.streams.pubsub import Pubsub
+from tarn.ingestion.streams.running import run
 from tarn.settings import settings
+from tarn.storage.loads import TableStatus
 from tests.engine.conftest import BIN, ROOT
 from tests.engine.ingesting import Project, counts_of, project
 from tests.engine.pubsub import PROJECT, SERVERS, Broker, broker, free_port
@@ -264,6 +269,40 @@ def test_what_had_landed_before_it_was_acknowledged_is_known_by_its_id(
     assert counts_of(project.load("shop")["orders"]) == (300, 0, 0, 300)
     assert len(project.rows("raw_shop.orders")) == 300
     assert server.waiting("orders") == []
+
+
+def test_a_lake_that_cannot_be_written_is_told_until_it_can(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gauges, "_EVERY", 0.1)
+    in_the_way = project.path / "lake/raw_shop"
+    in_the_way.parent.mkdir()
+    in_the_way.touch()
+    with broker("demo") as server:
+        server.make("orders")
+        server.publish("orders", orders(10))
+        transport(project, monkeypatch, server.address, "  orders: {commit_every: 100ms}")
+        systems, stop = declared(project.path / "ingestion"), Event()
+        stream = Thread(target=run, args=(systems, settings(), Wishes(), stop, print))
+        stream.start()
+        told = wait_for_state(project, "failed")
+        assert told.error == "orders: cannot be written, trying again"
+        in_the_way.unlink()
+        wait_for_state(project, "ok")
+        stop.set()
+        stream.join()
+        assert server.waiting("orders") == []
+    assert len(project.rows("raw_shop.orders")) == 10
+
+
+def wait_for_state(project: Project, wanted: str) -> TableStatus:
+    until = time() + 60
+    while True:
+        [found] = status(project.lake, declared(project.path / "ingestion"), now())
+        if found.state == wanted:
+            return found
+        assert time() < until, found
+        sleep(0.1)
 
 
 def test_kills_lose_and_double_nothing(
