@@ -17,7 +17,7 @@ from tarn.errors import TarnError
 from tarn.ingestion.clock import now
 from tarn.ingestion.declarations import declared
 from tarn.ingestion.status import status
-from tarn.ingestion.streams import Batch, gauges
+from tarn.ingestion.streams import Batch, consumer, gauges
 from tarn.ingestion.streams.consumer import Wishes
 from tarn.ingestion.streams.pubsub import Pubsub
 from tarn.ingestion.streams.running import run
@@ -34,6 +34,12 @@ DEADLINE_SECONDS = 10
 """The shortest that Pub/Sub has."""
 KILLS = int(os.environ.get("TARN_PUBSUB_KILLS", "3"))
 """More by hand: TARN_PUBSUB_KILLS=60 pytest -n 0 tests/engine/test_pubsub.py -k kill."""
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Streams that are read once end soon after the last message."""
+    monkeypatch.setattr(consumer, "_IDLE_SECONDS", 1.5)
 
 
 @pytest.fixture(params=SERVERS)
@@ -152,9 +158,9 @@ def test_a_key_keeps_its_order(
 ) -> None:
     server.make("moves", enable_message_ordering=True)
     shop = transport(project, monkeypatch, server.address, "  moves: {}")
-    published = server.publish("moves", [str(i).encode() for i in range(20)], key="van-1")
+    published = server.publish("moves", [str(i).encode() for i in range(8)], key="van-1")
     with opened(shop):
-        came = read(shop, 20)
+        came = read(shop, 8)
     assert [each for batch in came for each in batch.offsets] == published
 
 
