@@ -10,6 +10,7 @@ from contextlib import closing, contextmanager
 from dataclasses import replace
 from threading import Event, Thread
 from time import sleep, time
+from urllib.request import urlopen
 
 import pytest
 
@@ -277,7 +278,7 @@ def test_what_had_landed_before_it_was_acknowledged_is_known_by_its_id(
     assert server.waiting("orders") == []
 
 
-def test_a_lake_that_cannot_be_written_is_told_until_it_can(
+def test_a_lake_that_cannot_be_written_is_told_until_it_can_be(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gauges, "_EVERY", 0.1)
@@ -288,13 +289,18 @@ def test_a_lake_that_cannot_be_written_is_told_until_it_can(
         server.make("orders")
         server.publish("orders", orders(10))
         transport(project, monkeypatch, server.address, "  orders: {commit_every: 100ms}")
-        systems, stop = declared(project.path / "ingestion"), Event()
-        stream = Thread(target=run, args=(systems, settings(), Wishes(), stop, print))
+        systems, stop, port = declared(project.path / "ingestion"), Event(), free_port()
+        given = (systems, settings(), Wishes(), stop, print)
+        stream = Thread(target=run, args=given, kwargs={"metrics_port": port})
         stream.start()
         told = wait_for_state(project, "failed")
         assert told.error == "orders: cannot be written, trying again"
         in_the_way.unlink()
         wait_for_state(project, "ok")
+        with urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+            metrics = answer.read().decode().splitlines()
+        assert 'tarn_stream_rows_committed_total{system="shop",table="orders"} 10.0' in metrics
+        assert 'tarn_stream_up{system="shop"} 1.0' in metrics
         stop.set()
         stream.join()
         assert server.waiting("orders") == []
