@@ -21,6 +21,7 @@ BLOCK = re.compile(
         ("run-loads", "load.yml"),
         ("catalogue-media", "lake/quarantine_photos/files"),
         ("read-another-lake", "lake/raw_partner/stock"),
+        ("read-pubsub", "lake/quarantine_guests/sign_ins"),
         ("read-a-share", "lake/raw_panel/household_demographics"),
         ("receive-webhooks", "lake/quarantine_shop/orders"),
         ("load-an-api", "lake/raw_social/hashtags"),

@@ -428,9 +428,15 @@ class Stream:
         if trouble != self._trouble:
             self.tell(f"{self.declared.name}: {trouble or 'all is well again'}")
             self._trouble, self._trouble_since = trouble, at
-        self.gauges.trouble(trouble)
+        self.gauges.trouble(trouble or self._unwritten)
         if trouble and self.wishes.once and at - self._trouble_since > self._patience:
             raise TarnError(trouble, self.declared.file.where("connection"))
+
+    @property
+    def _unwritten(self) -> str | None:
+        """What cannot be written just now."""
+        names = [name for name, each in self.tables.items() if each.failed_at is not None]
+        return f"{', '.join(names)}: cannot be written, trying again" if names else None
 
     def _record(self) -> None:
         """Tell `tarn.loads` what has landed under one load, and begin another."""
