@@ -383,6 +383,7 @@ class Stream:
             table.job, table.under_way, table.job_bytes = None, [], 0
             table.drop()
             table.landing.forget()
+        self._goal = _Goal()
         self.transport.close()
         self.transport.open(self._position)
         for name, table in self.tables.items():
@@ -466,17 +467,14 @@ class Stream:
         return self.wishes.once and self._goal.is_reached(monotonic())
 
     def _finish(self) -> None:
-        """Commit all that was read."""
-        while any(each.waiting or each.job for each in self.tables.values()):
+        """Commit all that was read. What cannot be written now, the next run reads again."""
+        while left := {n: each for n, each in self.tables.items() if each.waiting or each.job}:
             self._commit(is_last=True)
             self._wait()
-            if self._is_hopeless():
+            if all(each.failed_at is not None and not each.job for each in left.values()):
+                for name in left:
+                    self.progress[name].error = f"{name}: what was read last is not written yet"
                 break
-
-    def _is_hopeless(self) -> bool:
-        """Whether what is left could not be written a moment ago: the next run reads it again."""
-        left = [each for each in self.tables.values() if each.waiting or each.job]
-        return bool(left) and all(each.failed_at is not None and not each.job for each in left)
 
     def _end(self) -> None:
         try:

@@ -9,27 +9,20 @@ import math
 import re
 from collections.abc import Iterator
 from decimal import Decimal
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, TextIO
 
 from tarn.ingestion.landed import PLACE, SOURCE_FILE
-from tarn.ingestion.names import snake_case
 from tarn.ingestion.sources import Rejected
 from tarn.ingestion.sources.files.broken import BrokenFileError
+from tarn.ingestion.strict_json import Reader, why
 
 _BLOCK = 1 << 20
-_DEEPEST = 50
 _MOST_BAD = 0.2
 _SHOWN = 2000
 _BLANK = re.compile(r"[ \t\n\r]*")
-_HALF = re.compile(r"\\u[dD][89a-fA-F]")
 _LONGEST_EXACT = 15
 """Digits that a double keeps, whatever they are."""
-
-
-class _NotRowError(ValueError):
-    """A JSON value that cannot be a row as it is."""
 
 
 class JsonFile:
@@ -50,11 +43,11 @@ class JsonFile:
         """Objects with their place, and what is none."""
         for text, at in self._lines() if self.is_lines else self._values():
             try:
-                yield {**_row(text), SOURCE_FILE: self.path, PLACE: f"{self.name}{at}"}
+                yield {**_STRICT.row(text), SOURCE_FILE: self.path, PLACE: f"{self.name}{at}"}
             except (ValueError, RecursionError) as error:
                 line = text[:_SHOWN].encode("utf-8", "replace").decode()
                 row = {"line": line, SOURCE_FILE: self.path}
-                yield Rejected(row, _why(error), f"{self.name}{at}")
+                yield Rejected(row, why(error), f"{self.name}{at}")
 
     def _check(self) -> None:
         first, bad = None, 0
@@ -179,56 +172,6 @@ class _Cutter:
         raise BrokenFileError(f"it is no JSON: {why}, in the value on line {line}")
 
 
-def _row(text: str) -> dict[str, Any]:
-    """One row; raises ValueError for what is none, or not exactly."""
-    found = _STRICT.decode(text)
-    if not isinstance(found, dict):
-        raise _NotRowError("no object")
-    if not found:
-        raise _NotRowError("an object without keys")
-    if (PLACE in found) or (SOURCE_FILE in found):
-        raise _NotRowError("a key that is Tarn's own")
-    if text.count("{") + text.count("[") > _DEEPEST and _depth(found) > _DEEPEST:
-        raise _NotRowError(f"nested more than {_DEEPEST} deep")
-    if _HALF.search(text):
-        _check_whole(found)
-    text.encode()
-    return found
-
-
-def _check_whole(value: Any) -> None:
-    try:
-        json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        raise _NotRowError("half of a character (a lone surrogate)") from None
-
-
-def _depth(value: Any) -> int:
-    if isinstance(value, dict):
-        value = list(value.values())
-    return 1 + max(map(_depth, value), default=0) if isinstance(value, list) else 0
-
-
-def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if twice := _clashing(tuple(key for key, _ in pairs)):
-        raise _NotRowError(f"key {twice}")
-    return dict(pairs)
-
-
-@lru_cache(4096)
-def _clashing(keys: tuple[str, ...]) -> str | None:
-    """A key that is no column's name, or the same as another's, and which of both."""
-    seen: set[str] = set()
-    for key in keys:
-        name = snake_case(key) if key.strip() else ""
-        if not name:
-            return f"{key!r} is no name"
-        if name in seen:
-            return f"{key!r} is given twice"
-        seen.add(name)
-    return None
-
-
 def _whole(text: str) -> int | str:
     return int(text) if len(text) < 19 or -(2**63) <= _big(text) < 2**63 else text
 
@@ -246,20 +189,4 @@ def _fraction(text: str) -> float | str:
     return value if is_same else text
 
 
-def _constant(text: str) -> Any:
-    raise _NotRowError(f"{text} is no JSON")
-
-
-_STRICT = json.JSONDecoder(
-    object_pairs_hook=_pairs, parse_int=_whole, parse_float=_fraction, parse_constant=_constant
-)
-
-
-def _why(error: BaseException) -> str:
-    if isinstance(error, _NotRowError):
-        return str(error)
-    if isinstance(error, RecursionError):
-        return "nested too deep"
-    if isinstance(error, UnicodeError):
-        return "bytes that are not UTF-8"
-    return f"no JSON: {getattr(error, 'msg', error)}"
+_STRICT = Reader((PLACE, SOURCE_FILE), parse_float=_fraction, parse_int=_whole)
