@@ -23,6 +23,8 @@ BLOCK = re.compile(
         ("read-another-lake", "lake/raw_partner/stock"),
         ("read-pubsub", "lake/quarantine_guests/sign_ins"),
         ("read-a-share", "lake/raw_panel/household_demographics"),
+        ("read-kinesis", "lake/quarantine_payments/payments"),
+        ("read-mqtt", "lake/raw_vans/positions"),
         ("receive-webhooks", "lake/quarantine_shop/orders"),
         ("load-an-api", "lake/raw_social/hashtags"),
         ("load-a-database", "lake/raw_shop/orders"),
