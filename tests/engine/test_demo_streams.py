@@ -352,9 +352,15 @@ def _is_open(address: str) -> bool:
 # What keeps going.
 
 
-def test_the_week_is_sent_again_as_if_it_was_now(tmp_path: Path, run: Path) -> None:
+@pytest.fixture
+def own(run: Path, tmp_path: Path) -> Path:
+    """A run folder of the test's own: what is sent by it is part of its later bursts."""
     own = tmp_path / "run"
     shutil.copytree(run, own, copy_function=os.link, ignore=shutil.ignore_patterns("brokers.*"))
+    return own
+
+
+def test_the_week_is_sent_again_as_if_it_was_now(own: Path) -> None:
     with serving(own) as environment, started(own, "stream", "--speed", "600") as stream:
         address = environment["WEB_SHOP_KAFKA"]
         made = Counter(_kafka(address, *SHOP))
@@ -382,12 +388,12 @@ def _is_json(text: str) -> bool:
     return True
 
 
-def test_it_says_so_when_the_brokers_end(run: Path) -> None:
-    with serving(run):
+def test_it_says_so_when_the_brokers_end(own: Path) -> None:
+    with serving(own):
         stream = subprocess.Popen(
             [*DEMO, "stream", "--speed", "6000"],
             cwd=ROOT,
-            env=environment_of(run),
+            env=environment_of(own),
             stderr=subprocess.PIPE,
             text=True,
         )
