@@ -78,7 +78,7 @@ def _stream(run: Path, speed: float) -> int:
         try:
             replay.keep_going(run, environment, speed, stop)
         except Exception:
-            if brokers.running(run):
+            if brokers.are_there(environment):
                 raise
             report("streams: the brokers have ended")
             return 1

@@ -17,7 +17,7 @@ from demo import making
 BROKERS = {
     "kafka": "WEB_SHOP_KAFKA",
     "kinesis": "PAYMENTS_KINESIS_URL",
-    "pubsub": "SIGN_UPS_PUBSUB",
+    "pubsub": "PUBSUB_EMULATOR_HOST",
     "mqtt": "VANS_MQTT_URL",
 }
 """Modules, and the variable that gives the broker's address."""
@@ -53,11 +53,19 @@ def running(run: Path) -> Environment | None:
     files = run.glob(_RUNNING.format("*"))
     for file in sorted(files, key=lambda file: file.stat().st_mtime, reverse=True):
         environment: Environment = json.loads(file.read_text())
-        url = urlsplit(environment[BROKERS["mqtt"]])
-        with suppress(OSError):
-            socket.create_connection((url.hostname or "", url.port or 0), timeout=5).close()
+        if are_there(environment):
             return environment
     return None
+
+
+def are_there(environment: Environment) -> bool:
+    """Whether brokers can be reached, by the one that ends first."""
+    url = urlsplit(environment[BROKERS["mqtt"]])
+    try:
+        socket.create_connection((url.hostname or "", url.port or 0), timeout=5).close()
+    except OSError:
+        return False
+    return True
 
 
 @contextmanager

@@ -45,6 +45,17 @@ class Password(BaseAuthPlugin):  # type: ignore[misc]
         return secrets.compare_digest(sent, self.config.password.encode())
 
 
+class _Broker(Broker):  # type: ignore[misc]
+    """amqtt marks what waited for a reader as retained, which MQTT does only for what had been
+    sent before anybody asked; and readers that know the topic leave that out."""
+
+    async def _publish_session_retained_messages(self, session: Session) -> None:
+        handler, waiting = self._get_handler(session), session.retained_messages
+        messages = [waiting.get_nowait() for _ in range(waiting.qsize())]
+        sending = [handler.mqtt_publish(m.topic, m.data, m.qos, retain=False) for m in messages]
+        await asyncio.gather(*sending, return_exceptions=True)
+
+
 @contextmanager
 def serve(run: Path, any_port: bool) -> Iterator[str]:
     """Run the broker in a thread that ends with the process; give its address."""
@@ -63,7 +74,7 @@ async def _started(listener: socket, password: str, waiting: list[Message]) -> N
     plugin = f"{Password.__module__}.{Password.__qualname__}"
     # It would open a port by number; this one is ours already.
     listeners = {"default": {"type": "external", "bind": "of ours"}}
-    broker = Broker({"listeners": listeners, "plugins": {plugin: {"password": password}}})
+    broker = _Broker({"listeners": listeners, "plugins": {plugin: {"password": password}}})
     await broker.start()
     inside = BrokerContext(broker)
     await inside.add_subscription(READER, FILTER, QOS)

@@ -9,6 +9,7 @@ from google.pubsub_v1 import PublisherClient, PubsubMessage, SubscriberClient
 from google.pubsub_v1.services.publisher.transports import PublisherGrpcTransport
 from google.pubsub_v1.services.subscriber.transports import SubscriberGrpcTransport
 
+from demo.listening import listen
 from demo.streams import pubsub_server
 from demo.streams.messages import Message, burst
 
@@ -21,20 +22,25 @@ _SUBSCRIPTION = f"projects/{PROJECT}/subscriptions/{SUBSCRIPTION}"
 @contextmanager
 def serve(run: Path, any_port: bool) -> Iterator[str]:
     """Run the server in threads; give its address."""
+    with listen(PORT, any_port) as held:
+        _, port = held.getsockname()
     with ExitStack() as stack:
         try:
-            address = stack.enter_context(pubsub_server.serve(PORT))
-        except RuntimeError:
-            if not any_port:
-                raise SystemExit(f"demo: port {PORT}: in use; is the demo running?") from None
+            address = stack.enter_context(pubsub_server.serve(port))
+        except RuntimeError:  # somebody was faster
             address = stack.enter_context(pubsub_server.serve())
-        sender = Sender(address)
-        with grpc.insecure_channel(address) as channel:
-            reader = SubscriberClient(transport=SubscriberGrpcTransport(channel=channel))
-            sender.client.create_topic(name=_TOPIC)
-            reader.create_subscription(name=_SUBSCRIPTION, topic=_TOPIC)
-        sender.send(burst(run, TOPIC))
+        _fill(address, burst(run, TOPIC))
         yield address
+
+
+def _fill(address: str, messages: list[Message]) -> None:
+    """Make topic and subscription, and publish."""
+    sender = Sender(address)
+    sender.client.create_topic(name=_TOPIC)
+    with grpc.insecure_channel(address) as channel:
+        reader = SubscriberClient(transport=SubscriberGrpcTransport(channel=channel))
+        reader.create_subscription(name=_SUBSCRIPTION, topic=_TOPIC)
+    sender.send(messages)
 
 
 class Sender:

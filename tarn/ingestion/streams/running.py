@@ -50,6 +50,7 @@ def run(
     stop: Event,
     tell: Callable[[str], None],
     watch: Callable[[Running], None] = lambda running: None,
+    metrics_port: int | None = None,
 ) -> Running:
     """Stream systems until `stop` is set, or once. One that fails does not stop the others.
 
@@ -59,6 +60,9 @@ def run(
     home.work_dir.mkdir(parents=True, exist_ok=True)
     metrics = Metrics()
     with ExitStack() as open_:
+        if metrics_port is not None:
+            port = open_.enter_context(metrics.served(metrics_port))
+            tell(f"metrics: http://127.0.0.1:{port}/metrics")
         for each in systems:
             open_.enter_context(streaming(home.work_dir, each.name))
         folder = Path(open_.enter_context(TemporaryDirectory(dir=home.work_dir, prefix="stream-")))

@@ -12,6 +12,8 @@ _Kind: TypeAlias = Callable[[Declared, Settings], Transport]
 
 TRANSPORTS = {
     "kafka": "kafka:Kafka",
+    "kinesis": "kinesis:Kinesis",
+    "mqtt": "mqtt:Mqtt",
     "pubsub": "pubsub:Pubsub",
 }
 """Imported only where a system needs it: each brings its client."""
