@@ -317,3 +317,21 @@ def test_variables_are_asked_for_by_name(tmp_path: Path) -> None:
     assert channels(home, [optional]) == {"quiet": []}
     with pytest.raises(TarnError, match="variable HOOK is not set"):
         channels(home, [declared()])
+
+
+def test_what_was_sent_while_the_lake_is_away_is_not_sent_again(
+    lake: Lake, hook: tuple[Hook, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(self: Journal, event: Event) -> None:
+        raise TarnError("the lake is away")
+
+    made, address = hook
+    happen(lake, "click", NOW)
+    here = Evaluating(lake, webhook(address))
+    with monkeypatch.context() as patched:
+        patched.setattr(Journal, "note", away)
+        with pytest.raises(TarnError, match="the lake is away"):
+            here.at(NOW)
+    here.at(NOW + minutes(1))
+    assert len(made.got) == 1
+    assert [row["delivery"] for row in history(lake)] == ["delivered"]

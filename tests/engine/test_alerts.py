@@ -148,13 +148,21 @@ def test_no_orders_no_data_and_late_data_are_three_messages(lake: Lake) -> None:
         "No orders: no data: nothing of shop.events has been committed since "
     )
     assert bench.at(NOW + timedelta(hours=3)) == []
-    # Rows come, of long ago: a third message. Without data nobody knew whether it was late.
-    bench = Bench(lake, [declared("late", heartbeat={**BEAT, "silent_after": "2h"})])
-    assert bench.at(NOW + timedelta(hours=1)) == ["late_data: opened"]
-    assert "late data: rows of shop.events come in, but the newest event is of" in (
-        bench.sent[-1].message
-    )
-    assert "49 min behind" in bench.sent[-1].message
+
+
+def test_rows_of_long_ago_are_late_data(lake: Lake) -> None:
+    bench = Bench(lake, [declared(heartbeat=BEAT)])
+    happen(lake, "order", NOW - minutes(50))
+    assert bench.at(NOW + minutes(1)) == ["late_data: opened"]
+    message = bench.sent[-1].message
+    assert "late data: rows of shop.events come in, but the newest event is of" in message
+    assert "50 min behind" in message
+    # The backlog has come, so it is known again that nobody orders.
+    happen(lake, "click", NOW)
+    assert bench.at(NOW + minutes(9)) == ["late_data: resolved", "value: opened"]
+    # A pause after an event of its time is no lateness.
+    patient = declared("patient", heartbeat={**BEAT, "silent_after": "2h"})
+    assert Bench(lake, [patient]).at(NOW + minutes(90)) == ["value: opened"]
 
 
 def test_the_stream_says_whether_it_is_the_pipe(lake: Lake) -> None:
@@ -188,6 +196,7 @@ def test_an_event_from_the_future_hides_no_lateness(lake: Lake) -> None:
     happen(lake, "order", NOW + minutes(30), sent_at=NOW)
     bench = Bench(lake, [declared(heartbeat={**BEAT, "silent_after": "2h"})])
     assert bench.at(NOW + minutes(31)) == ["late_data: opened"]
+    assert "50 min behind" in bench.sent[0].message
 
 
 def test_upkeep_is_no_sign_of_life(lake: Lake) -> None:

@@ -90,7 +90,7 @@ class Heartbeat(Spec):
     event_time: str | None = None
     """Column that says when it happened."""
     late_after: Positive | None = None
-    """Data is late when rows come, but the newest event is older than this."""
+    """Data is late when rows come, but the newest event was older than this when they did."""
 
     @model_validator(mode="after")
     def _late_by_a_column(self) -> "Heartbeat":

@@ -42,7 +42,7 @@ def pulse(lake: Lake, heartbeat: Heartbeat, at: datetime, since: datetime | None
         last = f"since {committed:%Y-%m-%d %H:%M:%S} UTC" if committed else "yet"
         what = f"nothing of {heartbeat.source} has been committed {last}"
         return Pulse(no_data=what + _pipe(lake, heartbeat, at))
-    return Pulse(late_data=_lateness(lake, table, heartbeat, at))
+    return Pulse(late_data=_lateness(lake, table, heartbeat, committed))
 
 
 def _last_rows_at(table: DeltaTable) -> datetime | None:
@@ -69,8 +69,11 @@ def _pipe(lake: Lake, heartbeat: Heartbeat, at: datetime) -> str:
     return f"; the stream has not run since {state.written_at:%Y-%m-%d %H:%M:%S} UTC"
 
 
-def _lateness(lake: Lake, table: DeltaTable, heartbeat: Heartbeat, at: datetime) -> str | None:
-    if heartbeat.event_time is None or heartbeat.late_after is None:
+def _lateness(
+    lake: Lake, table: DeltaTable, heartbeat: Heartbeat, at: datetime | None
+) -> str | None:
+    """How old what came at the last commit was: a pause since then is no lateness."""
+    if heartbeat.event_time is None or heartbeat.late_after is None or at is None:
         return None
     names = [field.name for field in table.schema().fields]
     if heartbeat.event_time not in names:

@@ -171,9 +171,9 @@ class Journal:
         write(self.lake, ALERTS, _rows(event), mode="insert", keys=_KEY)
         return event if event in self.refresh() else None
 
-    def latest(self, event: Event) -> Event:
-        """An event that is being sent, as it is by now."""
-        return self._pending.get((event.alert, event.sequence), event)
+    def waiting(self, alert: str, sequence: int) -> Event | None:
+        """An event that some channel does not have yet, as the table has it."""
+        return self._pending.get((alert, sequence))
 
     def note(self, event: Event) -> None:
         """Complete a row: who has it by now."""

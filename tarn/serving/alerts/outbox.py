@@ -38,6 +38,8 @@ class Outbox:
         self.journal, self.channels, self.say = journal, channels, say
         self._pool = ThreadPoolExecutor(_SIDE_BY_SIDE, "alerts")
         self._sending: dict[Future[None], tuple[Event, str]] = {}
+        self._sent: dict[tuple[str, int], list[str]] = defaultdict(list)
+        """Channels that have an event, by its alert and number, until that is noted."""
         self._troubles: dict[Lane, _Trouble] = {}
         self._told: set[str] = set()
 
@@ -84,8 +86,8 @@ class Outbox:
         return min((each.again_at for each in self._troubles.values()), default=None)
 
     def _missing(self, event: Event) -> list[Open]:
-        known = self.channels.get(event.alert, ())
-        return [each for each in known if each.label not in event.delivered_to]
+        has = {*event.delivered_to, *self._sent.get((event.alert, event.sequence), ())}
+        return [each for each in self.channels.get(event.alert, ()) if each.label not in has]
 
     def _end(self, event: Event, at: datetime, *, is_sent: bool) -> None:
         if is_sent:
@@ -95,17 +97,19 @@ class Outbox:
             self.journal.note(replace(event, delivery="given up"))
 
     def _collect(self, at: datetime) -> None:
-        sent: dict[Event, list[str]] = defaultdict(list)
         for future in [each for each in self._sending if each.done()]:
             event, label = self._sending.pop(future)
             failure = future.exception()
             if failure is None:
                 self._well(event.alert, label)
-                sent[self.journal.latest(event)].append(label)
+                self._sent[event.alert, event.sequence].append(label)
             else:
                 self._undelivered(event, label, failure, at)
-        for event, labels in sent.items():
-            self._note(replace(event, delivered_to=(*event.delivered_to, *labels)), at)
+        for key, labels in list(self._sent.items()):
+            # What cannot be noted now, as the lake is away, is not sent again for that.
+            if event := self.journal.waiting(*key):
+                self._note(replace(event, delivered_to=(*event.delivered_to, *labels)), at)
+            del self._sent[key]
 
     def _note(self, event: Event, at: datetime) -> None:
         if not self._missing(event):
