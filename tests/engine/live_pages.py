@@ -12,6 +12,9 @@ import pyarrow as pa
 import uvicorn
 import yaml
 
+from tarn.serving.alerts.findings import CONDITIONS
+from tarn.serving.alerts.journal import Event, Journal
+from tarn.serving.alerts.states import Change
 from tarn.serving.live.drawing import Page
 from tarn.serving.live.server import app, pages_of
 from tarn.serving.metrics import MetricCompiler
@@ -134,15 +137,15 @@ class Shop:
             seen_at=[datetime(2026, 1, 1) + timedelta(seconds=self.seen)],
         )
 
-    def alert(self, change: str, sequence: int, severity: str = "critical") -> None:
-        """A row of the journal that alerts keep."""
+    def alert(self, change: Change) -> None:
+        """What an alert found, as its journal keeps it."""
         at = datetime.now(UTC).replace(tzinfo=None)
-        row = {
-            "alert": "no_sales", "sequence": sequence, "change": change, "condition": "value",
-            "severity": severity, "title": "Sales", "message": f"{change}: 0 in 5m; 3 expected",
-            "happened_at": at, "opened_at": at,
-        }  # fmt: skip
-        write(self.lake, "tarn.alerts", pa.table({k: [v] for k, v in row.items()}), mode="append")
+        message = f"{change}: 0 in 5m; 3 expected"
+        journal = Journal(self.lake, "here")
+        journal.refresh()
+        journal.record(
+            Event("sales", 0, change, CONDITIONS[0], "critical", "Sales", message, at, at)
+        )
 
     def _stream(self, name: str, **columns: Sequence[object]) -> None:
         rows = len(next(iter(columns.values())))

@@ -129,9 +129,9 @@ def test_the_page_follows_what_happens(shop: Shop, browser: Browser) -> None:
         expect(tile(seen.page, TABLE)).to_contain_text(f"S{shop.sold - 1}")
         shop.move("bike-3", 7, 3)
         expect(courier).not_to_have_attribute("style", re.compile(re.escape(before)))
-        shop.alert("opened", 1)
+        shop.alert("opened")
         expect(tile(seen.page, ALERTS).locator(".alert.critical")).to_contain_text("3 expected")
-        shop.alert("resolved", 2)
+        shop.alert("resolved")
         expect(tile(seen.page, ALERTS).locator(".alert.resolved")).to_have_count(1)
 
         expect(seen.page.locator("#age")).to_have_text(re.compile(r"\d+ s ago"))

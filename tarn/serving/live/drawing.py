@@ -22,6 +22,8 @@ from tarn.serving.tiles import Chart, Figure, Table
 LONGEST_QUERY = 20.0
 """Seconds after which a tile gives up, so that the others go on."""
 _MOST_POINTS = 2000
+_TRAIL = 150
+"""Places of one trail that are drawn at most."""
 _POINT = ("latitude", "longitude")
 Data = Mapping[str, Any]
 
@@ -93,13 +95,15 @@ def _chart(tile: Chart, rows: Rows) -> Data:
 def _map(tile: Map, cursor: duckdb.DuckDBPyConnection) -> Data:
     named = [name for name in (tile.label, tile.colour, tile.heading) if name]
     rows = _points(query(cursor, tile.sql), named)
+    if len(rows) > _MOST_POINTS:
+        raise TarnError(f"more than {_MOST_POINTS:,} points", fix="choose fewer in the sql")
     trails: dict[str, list[list[float]]] = {}
     for row in _points(query(cursor, tile.trail), [tile.label]) if tile.trail else ():
         trails.setdefault(show(row[tile.label]), []).append(_place(row))
     places = _points(query(cursor, tile.places), ["label"]) if tile.places else ()
     return {
         "points": [_point(tile, row) for row in rows],
-        "trails": trails,
+        "trails": {label: _thinned(places) for label, places in trails.items()},
         "places": [{"label": show(row["label"]), "at": _place(row)} for row in places],
         "colours": tile.colours,
     }
@@ -111,10 +115,12 @@ def _points(rows: Rows, named: Sequence[str]) -> list[dict[str, Any]]:
         if name not in rows.columns:
             raise TarnError(f"no column {name!r} in the query", fix=f"it has {rows.columns}")
     found = [dict(zip(rows.columns, row, strict=True)) for row in rows.rows]
-    found = [row for row in found if _is_on_earth(row)]
-    if len(found) > _MOST_POINTS:
-        raise TarnError(f"more than {_MOST_POINTS:,} points", fix="choose fewer in the sql")
-    return found
+    return [row for row in found if _is_on_earth(row)]
+
+
+def _thinned(trail: list[list[float]]) -> list[list[float]]:
+    """A trail of as many places as an eye can follow."""
+    return trail[:: len(trail) // _TRAIL + 1]
 
 
 def _is_on_earth(row: Mapping[str, Any]) -> bool:
