@@ -107,8 +107,9 @@ class Outbox:
                 self._undelivered(event, label, failure, at)
         for key, labels in list(self._sent.items()):
             # What cannot be noted now, as the lake is away, is not sent again for that.
-            if event := self.journal.waiting(*key):
-                self._note(replace(event, delivered_to=(*event.delivered_to, *labels)), at)
+            if waiting := self.journal.waiting(*key):
+                delivered_to = (*waiting.delivered_to, *labels)
+                self._note(replace(waiting, delivered_to=delivered_to), at)
             del self._sent[key]
 
     def _note(self, event: Event, at: datetime) -> None:
