@@ -12,6 +12,7 @@ from threading import Timer
 
 import duckdb
 
+from tarn.errors import TarnError
 from tarn.serving.alerts.declaration import Alert
 from tarn.serving.alerts.findings import Declared, Finding, find
 from tarn.serving.alerts.journal import Event, Journal
@@ -89,6 +90,8 @@ class Evaluator:
             timer.start()
             try:
                 yield connection
+            except duckdb.InterruptException:
+                raise TarnError(f"the query takes longer than {_LONGEST_QUERY:g} s") from None
             finally:
                 timer.cancel()
 
