@@ -39,9 +39,9 @@ _TABLES = {
         4_000,
         "'o' || i as event_id, i // 4 as order_id, i // 4 % 2500 as household_id,"
         " i // 4 % 400 as store_id, ['placed', 'picked', 'dispatched', 'delivered'][i % 4 + 1]"
-        " as event_type, cast(12.5 as decimal(12, 2)) as amount, 3 as item_count,"
-        " due + interval 3 hour as promised_at, 40.5 as delivery__latitude,"
-        " -74.0 as delivery__longitude, 'van-' || i // 4 % 50 as van_id,"
+        " as event_type, cast(12.5 as decimal(12, 2)) as amount, 3::bigint as item_count,"
+        " due + interval 3 hour as promised_at, 40.5::double as delivery__latitude,"
+        " -74.0::double as delivery__longitude, 'van-' || i // 4 % 50 as van_id,"
         " due + to_minutes(20 * (i % 4)) as occurred_at",
         4,
     ),
@@ -49,8 +49,8 @@ _TABLES = {
         1_000,
         "'p' || i as payment_id, i as order_id, i % 2500 as household_id,"
         " cast(12.5 as decimal(12, 2)) as amount, 'USD' as currency, 'card' as method,"
-        " 'authorized' as status, cast(null as varchar) as reason, 40.5 as place__latitude,"
-        " -74.0 as place__longitude, due as occurred_at",
+        " 'authorized' as status, cast(null as varchar) as reason, 40.5::double as place__latitude,"
+        " -74.0::double as place__longitude, due as occurred_at",
         1,
     ),
     "raw_sign_ups.sign_ups": (
@@ -61,9 +61,10 @@ _TABLES = {
     ),
     "raw_vans.positions": (
         30_000,
-        "'van-' || i // 30 % 50 as van_id, i as sequence, 40.0 + hash(i) % 1000 / 1e4 as latitude,"
-        " -74.0 + hash(i * 7) % 1000 / 1e4 as longitude, 40.0 as speed_kmh, 90 as heading,"
-        " i // 30 as order_id, due + to_seconds(2400 + 10 * (i % 30)) as occurred_at",
+        "'van-' || i // 30 % 50 as van_id, i as sequence, 40 + hash(i) % 1000 / 1e4 as latitude,"
+        " -74 + hash(i * 7) % 1000 / 1e4 as longitude, 40.0::double as speed_kmh,"
+        " 90::bigint as heading, i // 30 as order_id,"
+        " due + to_seconds(2400 + 10 * (i % 30)) as occurred_at",
         30,
     ),
 }
@@ -77,13 +78,15 @@ def land(lake: Lake, first_day: int, days: float, late: bool = False) -> None:
         at = f"timestamp '2017-01-01' + {gap.format(together, daily)}"
         late_by = "to_hours(cast(i % 50 = 0 as bigint))" if late else "to_hours(0)"
         first, last = first_day * daily, first_day * daily + int(days * daily)
-        loaded = f"timestamp '2018-01-01' + to_days({first_day})"
         sql = f"""
-            select *, cast(occurred_at as date) as _event_date, 'load' as _load_id,
-                {loaded} as _loaded_at
+            select * exclude (loaded), cast(occurred_at as date) as _event_date,
+                'load' as _load_id, loaded as _loaded_at
             from (
-                select {columns}, '{name}-0' as _partition, i as _offset, due as _sent_at
-                from (select i, {at} - {late_by} as due from range({first}, {last}) as r(i))
+                select {columns}, '{name}-0' as _partition, i as _offset, due as _sent_at, loaded
+                from (
+                    select i, {at} - {late_by} as due, date_trunc('minute', {at}) as loaded
+                    from range({first}, {last}) as r(i)
+                )
             )
         """
         rows = partial(_read, sql)

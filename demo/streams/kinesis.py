@@ -4,6 +4,7 @@ import threading
 from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ STREAM, SHARDS = "payments", 2
 REGION = "us-east-1"
 KEYS = {"aws_access_key_id": "demo", "aws_secret_access_key": "demo"}
 _ACCOUNT = "123456789012"
+_MADE_AT = datetime(2017, 12, 25)
+"""Always the same: it is the same stream, with the same messages at the same places."""
 
 
 @contextmanager
@@ -29,6 +32,7 @@ def serve(run: Path, any_port: bool) -> Iterator[str]:
             """Say nothing of each request."""
 
     stream = kinesis_backends[_ACCOUNT][REGION].create_stream(STREAM, SHARDS)
+    stream.creation_datetime = _MADE_AT
     for _, key, value in burst(run, STREAM):
         shard = stream.get_shard_for_key(key, "")
         assert shard is not None

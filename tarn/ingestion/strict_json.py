@@ -5,14 +5,18 @@ levels. How numbers are kept is the caller's.
 """
 
 import json
+import math
 import re
 from collections.abc import Callable, Collection
+from decimal import Decimal
 from functools import lru_cache
 from typing import Any
 
 from tarn.ingestion.names import snake_case
 
 DEEPEST = 50
+_LONGEST_EXACT = 15
+"""Digits that a double keeps, whatever they are."""
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -52,6 +56,15 @@ class Reader:
             _check_whole(found)
         text.encode()
         return found
+
+
+def exact_fraction(text: str) -> float | str:
+    """A double if it is the same number, as far as it is written; else the text."""
+    value = float(text)
+    if len(text) <= _LONGEST_EXACT and "e" not in text.lower():
+        return value
+    is_same = math.isfinite(value) and Decimal(repr(value)) == Decimal(text)
+    return value if is_same else text
 
 
 def why(error: BaseException) -> str:

@@ -31,6 +31,8 @@ _TEXT_FORM = {
 }
 """What text must look like, where DuckDB's own cast would round or cut it, or take infinity."""
 _MOST_DIGITS = 38
+_DOUBLE_DIGITS = 15
+"""Decimal digits that a double keeps, whatever they are."""
 _WIDE = Context(prec=400)
 _BINARY_NOISE = Decimal("1e-14")
 _NOISE = 1e-9
@@ -80,6 +82,10 @@ def exact_cast(column: pa.Array, target: pa.DataType) -> tuple[pa.Array, pa.Arra
         return column, None
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
+    is_noisy = pa.types.is_decimal(target) and target.precision > _DOUBLE_DIGITS
+    if is_noisy and pa.types.is_floating(column.type):
+        # Arrow would make 0.1000000000000000056 of 0.1.
+        column = pc.cast(column, pa.string())
     if pa.types.is_string(column.type) and pa.types.is_decimal(target):
         result = _decimals(column, target)
         bad = pc.and_not(pc.is_null(result), pc.is_null(column))

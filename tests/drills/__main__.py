@@ -6,9 +6,9 @@ import tempfile
 from importlib import import_module
 from pathlib import Path
 
-ROUNDS = {"kill": 100, "disk": 24, "clock": 8, "race": 250, "model": 200, "alert": 10}
-"""By name, how many in full: kills, amounts of free space, days, changes a writer, examples,
-outages."""
+ROUNDS = {"kill": 100, "disk": 24, "clock": 8, "race": 250, "model": 200, "stream": 60, "alert": 10}
+"""By name, how many in full: kills, amounts of free space, days, changes a writer, examples, kills
+of a stream, outages."""
 
 
 def main() -> None:

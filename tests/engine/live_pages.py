@@ -51,6 +51,7 @@ TILES: list[dict[str, Any]] = [
         "sql": "select courier, latitude, longitude, heading, state from outputs.rpt_couriers",
         "label": "courier",
         "colour": "state",
+        "colours": {"returning": "muted"},
         "heading": "heading",
         "trail": "select courier, latitude, longitude from staging.places order by seen_at",
         "places": "select name as label, latitude, longitude from marts.dim_depots",

@@ -29,6 +29,7 @@ BLOCK = re.compile(
         ("add-a-model", "lake/marts/fct_store_days"),
         ("raise-alerts", "lake/tarn/alerts"),
         ("add-an-output", "site/dashboards/stores.html"),
+        ("watch-live", ".tarn/live/manifest.json"),
         ("read-a-failing-test", "target/run_results.json"),
         ("keep-storage-small", "lake/_tarn/releases/00000002.json"),
     ],

@@ -67,6 +67,7 @@ def tile(page: Page, declared: Mapping[str, Any]) -> Any:
         ({"refresh": "soon"}, "'soon' is no time such as 1s", "refresh"),
         ({"tiles": []}, "tiles: ", "tiles"),
         ({"tiles": [{**MAP, "color": "x"}]}, "did you mean 'colour'?", "color"),
+        ({"tiles": [{**MAP, "colours": {"a": "red"}}]}, "colours.a: Input should be 'a", "a: red"),
         ({"tiles": [{**MAP, "kind": "globe"}]}, "known: figure, chart, table, map, alerts", "- t"),
         ({"tiles": [{**FIGURE, "metric": "sales"}]}, "give either sql or metric", "- title"),
         ({"page": "a/b"}, "page: ", "page"),
@@ -114,11 +115,13 @@ def test_the_page_follows_what_happens(shop: Shop, browser: Browser) -> None:
     with served(shop.pages(), shop.lake) as url, looking(browser, url) as seen:
         figure, couriers = tile(seen.page, FIGURE), tile(seen.page, MAP)
         expect(figure.locator(".value")).to_have_text("0")
-        expect(tile(seen.page, ALERTS)).to_contain_text("Nothing is wrong.")
+        expect(tile(seen.page, ALERTS)).to_contain_text("No alert has been evaluated yet.")
         expect(tile(seen.page, CHART).locator("svg path").first).to_be_visible()
         courier = couriers.locator('.point[data-label="bike-3"]')
         before = courier.evaluate("mark => mark.style.transform")
         expect(couriers.locator(".legend")).to_have_text("deliveringreturning")
+        returning = couriers.locator(".legend span").last
+        assert "--muted" in (returning.get_attribute("style") or "")
         expect(couriers.locator(".place")).to_have_count(2)
 
         shop.sell(12)

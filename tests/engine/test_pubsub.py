@@ -1,9 +1,14 @@
 """Pub/Sub, against Google's own server in memory and against the demo's."""
 
 import json
+import os
+import random
+import signal
+import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from threading import Event, Thread
 from time import sleep, time
 
 import pytest
@@ -13,7 +18,8 @@ from tarn.ingestion.declarations import declared
 from tarn.ingestion.streams import Batch
 from tarn.ingestion.streams.pubsub import Pubsub
 from tarn.settings import settings
-from tests.engine.ingesting import Project, project
+from tests.engine.conftest import BIN, ROOT
+from tests.engine.ingesting import Project, counts_of, project
 from tests.engine.pubsub import PROJECT, SERVERS, Broker, broker, free_port
 
 __all__ = ["project"]
@@ -21,6 +27,8 @@ __all__ = ["project"]
 TABLES = "  orders: {}\n  sign_ups: {subscription: sign-ups}"
 DEADLINE_SECONDS = 10
 """The shortest that Pub/Sub has."""
+KILLS = int(os.environ.get("TARN_PUBSUB_KILLS", "3"))
+"""More by hand: TARN_PUBSUB_KILLS=60 pytest -n 0 tests/engine/test_pubsub.py -k kill."""
 
 
 @pytest.fixture(params=SERVERS)
@@ -223,3 +231,105 @@ def test_nothing_is_connected_to_before_it_is_opened(project: Project) -> None:
     assert shop.trouble is None
     assert shop.lag() == {}
     shop.close()
+
+
+def orders(count: int) -> list[bytes]:
+    return [json.dumps({"order_id": i, "amount": i / 4}).encode() for i in range(count)]
+
+
+def test_what_waits_lands_once_and_the_bad_is_kept_apart(
+    project: Project, shop: Pubsub, server: Broker
+) -> None:
+    tables = "  orders: {primary_key: [order_id]}\n  sign_ups: {subscription: sign-ups}"
+    project.declare("shop", "pubsub", f"{{project: {PROJECT}}}", tables)
+    published = server.publish("orders", [*orders(1500), *orders(20), b"{", b'{"amount": 1}'])
+    load = project.load("shop")["orders"]
+    assert counts_of(load) == (1522, 1500, 2, 20)
+    rows = project.rows("raw_shop.orders", order="order_id")
+    assert [row["order_id"] for row in rows] == list(range(1500))
+    assert {row["_partition"] for row in rows} == {"orders"}
+    assert {row["_offset"] for row in rows} < set(published)
+    places = project.rows("quarantine_shop.orders", "_place")
+    assert {row["_place"] for row in places} == {f"orders offset {i}" for i in published[-2:]}
+    assert server.waiting("orders") == []
+
+
+def test_what_had_landed_before_it_was_acknowledged_is_known_by_its_id(
+    project: Project, shop: Pubsub, server: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.publish("orders", [b'{"order_id": 1}'] * 300)
+    with monkeypatch.context() as killed:
+        killed.setattr(Pubsub, "landed", lambda self, batches: None)
+        assert counts_of(project.load("shop")["orders"]) == (300, 300, 0, 0)
+    assert counts_of(project.load("shop")["orders"]) == (300, 0, 0, 300)
+    assert len(project.rows("raw_shop.orders")) == 300
+    assert server.waiting("orders") == []
+
+
+def test_kills_lose_and_double_nothing(
+    project: Project, server: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transport(project, monkeypatch, server.address, "  orders: {commit_every: 200ms}")
+    chance = random.Random(KILLS)
+    with publishing(server) as published:
+        for _ in range(KILLS):
+            process = streaming(project)
+            wait_for_version(project, process, version(project) + chance.randint(1, 5))
+            sleep(chance.random() / 4)
+            process.kill()
+            assert process.wait() == -signal.SIGKILL
+    process = streaming(project)
+    until = time() + 120
+    while landed(project) < len(published) and time() < until:
+        sleep(0.5)
+    process.terminate()
+    assert process.wait() == 0
+    rows = project.rows("raw_shop.orders", "order_id", "order_id")
+    assert [row["order_id"] for row in rows] == published
+
+
+@contextmanager
+def publishing(server: Broker) -> Iterator[list[int]]:
+    """Publish orders in the meantime; which ones, when it is over."""
+    published: list[int] = []
+    is_over = Event()
+
+    def publish() -> None:
+        while not is_over.wait(0.05):
+            some = range(len(published), len(published) + 20)
+            server.publish("orders", [json.dumps({"order_id": i}).encode() for i in some])
+            published.extend(some)
+
+    thread = Thread(target=publish)
+    thread.start()
+    try:
+        yield published
+    finally:
+        is_over.set()
+        thread.join()
+
+
+def streaming(project: Project) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [str(BIN / "tarn"), "stream", "shop"]
+    with (project.path / "log").open("a") as log:
+        return subprocess.Popen(command, cwd=project.path, env=environment, stdout=log, stderr=log)
+
+
+def version(project: Project) -> int:
+    table = project.lake.table("raw_shop.orders")
+    return table.version() if table else -1
+
+
+def landed(project: Project) -> int:
+    table = project.lake.table("raw_shop.orders")
+    return table.count() if table else 0
+
+
+def wait_for_version(project: Project, process: subprocess.Popen[bytes], wanted: int) -> None:
+    until = time() + 60
+    while version(project) < wanted:
+        log = (project.path / "log").read_text()
+        assert process.poll() is None, log
+        assert time() < until, log
+        sleep(0.02)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, date, datetime
+from decimal import Decimal
 from email.utils import format_datetime
 from threading import Event
 from typing import Any
@@ -740,3 +741,15 @@ def test_objects_that_would_lose_a_field_or_a_digit_are_quarantined(project: Pro
         "fields Name, name have the same name in snake case",
         "size: fields Width, width have the same name in snake case",
     ]
+
+
+def test_numbers_of_more_digits_than_a_double_are_not_bent(project: Project) -> None:
+    said = ["0.1", "12345678901234567.89", "0.1234567890123456789", "1e-3"]
+    rows = ", ".join(f'{{"id": {i}, "rate": {number}}}' for i, number in enumerate(said))
+    with serving(lambda request: (200, JSON, f"[{rows}]".encode())) as address:
+        table = "  rates: {primary_key: [id], write: merge, endpoint: {path: rates}"
+        exact = f'{table}, columns: {{rate: "decimal(38,19)"}}}}'
+        project.declare("api", "rest_api", f"{{base_url: '{address}'}}", exact)
+        assert counts_of(project.load()["rates"]) == (4, 4, 0, 0)
+    landed = [row["rate"] for row in project.rows("raw_api.rates", "rate", "id")]
+    assert landed == [Decimal(number) for number in said]

@@ -8,6 +8,10 @@ payment_events as (
     where payment_status in ('authorized', 'declined')
 ),
 
+order_events as (
+    select * from {{ ref('fct_order_events') }}
+),
+
 baskets as (
     select * from {{ ref('fct_baskets') }}
 ),
@@ -64,22 +68,38 @@ payments_paced as (
     from recent_payments
 ),
 
--- How far from places that a payment was authorized from a day or more before: those of
--- the same hour are the same fraud's.
+-- Where their orders go, and where they paid from a day or more before: a place of the
+-- same hour is the same fraud's.
+usual_places as (
+    select distinct
+        household_id,
+        delivery_latitude as latitude,
+        delivery_longitude as longitude,
+        cast('1900-01-01 00:00:00' as timestamp) as usual_from
+    from order_events
+    union all
+    select
+        household_id,
+        payment_latitude as latitude,
+        payment_longitude as longitude,
+        occurred_at + interval 1 day as usual_from
+    from payment_events
+    where payment_status = 'authorized'
+),
+
 payments_placed as (
     select
         payments.payment_id,
         payments.payment_status,
         min({{ kilometres_between(
-            'places.payment_latitude', 'places.payment_longitude',
+            'usual_places.latitude', 'usual_places.longitude',
             'payments.payment_latitude', 'payments.payment_longitude'
         ) }}) as distance_km
     from recent_payments as payments
-    inner join payment_events as places
+    inner join usual_places
         on
-            payments.household_id = places.household_id
-            and payments.occurred_at >= places.occurred_at + interval 1 day
-            and places.payment_status = 'authorized'
+            payments.household_id = usual_places.household_id
+            and payments.occurred_at >= usual_places.usual_from
     group by
         payments.payment_id,
         payments.payment_status
@@ -133,7 +153,7 @@ final as (
                         cast(
                             cast(distance_km as bigint) as {{ dbt.type_string() }}
                         )
-                        || ' km from the nearest place they paid from before'
+                        || ' km from any place they live or paid from before'
             end,
             case
                 when is_unusual_pace

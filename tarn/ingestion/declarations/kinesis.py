@@ -15,7 +15,7 @@ class KinesisConnection(Spec):
 
     region: str
     """The streams' region: eu-central-1."""
-    endpoint_url: Annotated[str, Field(pattern=r"^https?://")] | None = None
+    endpoint_url: Annotated[str, Field(pattern=r"^(https?://|\$\{)")] | None = None
     """Address of another service than Amazon's. AWS_ENDPOINT_URL_KINESIS may say it too;
     AWS_ENDPOINT_URL is the lake's and does not count here."""
     profile: str | None = None
@@ -23,7 +23,7 @@ class KinesisConnection(Spec):
     access_key_id: str | None = None
     """Key of its own, where the environment's is for another service."""
     secret_access_key: str | None = None
-    role: Annotated[str, Field(pattern=r"^arn:")] | None = None
+    role: Annotated[str, Field(pattern=r"^(arn:|\$\{)")] | None = None
     """Role to take on with these credentials: arn:aws:iam::123456789012:role/reader. It is renewed
     as it runs out."""
 

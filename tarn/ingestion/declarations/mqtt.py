@@ -32,7 +32,7 @@ def filter_of(topic: str) -> str:
 
 
 class MqttConnection(Spec):
-    url: Annotated[str, Field(pattern=r"^(mqtts?|wss?)://[^@/]+(/[^@]*)?$")]
+    url: Annotated[str, Field(pattern=r"^((mqtts?|wss?)://[^@/]+(/[^@]*)?|\$\{.+)$")]
     """mqtt://host:1883, mqtts://host:8883 (TLS), or ws:// and wss:// for MQTT over web sockets.
     Username and password are keys of their own."""
     username: str | None = None
@@ -55,7 +55,7 @@ class MqttConnection(Spec):
             raise ValueError("certificate_file and key_file need each other")
         if self.password and not self.username:
             raise ValueError("password needs a username")
-        is_tls = self.url.startswith(("mqtts:", "wss:"))
+        is_tls = self.url.startswith(("mqtts:", "wss:", "${"))
         if not is_tls and (self.ca_file or self.certificate_file):
             raise ValueError("certificates need an mqtts:// or wss:// url")
         return self

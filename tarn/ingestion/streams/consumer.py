@@ -242,9 +242,11 @@ class Stream:
 
     def _came(self, batch: Batch) -> None:
         table, place = self.tables[batch.table], (batch.table, batch.partition)
-        if table.is_stopped or not batch.values:
+        if table.is_stopped or not (batch.values or batch.position is not None):
             return
         table.add(batch, _size(batch))
+        if not batch.values:
+            return
         self._goal.came(place, batch)
         self.gauges.read(place, len(batch.values))
         self.gauges.event(place, batch.sent_at[-1])
@@ -261,7 +263,7 @@ class Stream:
     def _commit(self, is_last: bool = False) -> None:
         """Begin the commits that are due, and see to those that have ended."""
         at = monotonic()
-        is_last = is_last or not self._has_room
+        is_last = is_last or not self._has_room or self.transport.is_full
         for name, table in self.tables.items():
             if table.job is not None and table.job.done():
                 self._settle(name, table)

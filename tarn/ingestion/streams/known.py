@@ -76,15 +76,13 @@ class Known:
         rows = f"({select_from(table)})"
         with self.desk.session() as connection:
             counted = connection.execute(
-                f"select count(*), approx_quantile(epoch_us({LOADED_AT}), ?) from {rows}"
-                f" where {LOADED_AT} >= make_timestamp(?)",
-                [0.0, since],
+                f"select count(*) from {rows} where {LOADED_AT} >= make_timestamp(?)", [since]
             ).fetchone()
             assert counted is not None
             if counted[0] > MOST_HASHES:
                 share = 1 - MOST_HASHES / counted[0]
                 half = connection.execute(
-                    f"select approx_quantile(epoch_us({LOADED_AT}), {share}) from {rows}"
+                    f"select approx_quantile(epoch_us({LOADED_AT}), {share:.9f}) from {rows}"
                     f" where {LOADED_AT} >= make_timestamp(?)",
                     [since],
                 ).fetchone()

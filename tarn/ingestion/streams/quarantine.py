@@ -12,6 +12,7 @@ from hashlib import md5
 
 import pyarrow as pa
 
+from tarn.ingestion.declarations.stream import SENT_AT
 from tarn.ingestion.intake import Load
 from tarn.ingestion.landed import LOAD_ID, LOADED_AT, PLACE
 from tarn.ingestion.quarantine import UNREAD, as_json, name_of
@@ -31,25 +32,29 @@ class Bad:
     reasons: Sequence[str]
     is_read: bool
     """Whether they were understood, so that they can be replayed."""
+    same: Sequence[str]
+    """What a message that comes again has in common with the first, beside its place."""
 
     @classmethod
     def of_rows(cls, load: Load, rows: pa.RecordBatch, reasons: Sequence[str]) -> "Bad":
         """Rows as delivered, with a `_place`."""
         texts = as_json(load.desk, rows.drop_columns([PLACE])).to_pylist()
-        return cls(rows.column(PLACE).to_pylist(), texts, reasons, True)
+        # Where the broker tells no time, a message that comes again has another.
+        same = as_json(load.desk, rows.drop_columns([PLACE, SENT_AT])).to_pylist()
+        return cls(rows.column(PLACE).to_pylist(), texts, reasons, True, same)
 
     @classmethod
     def of_messages(
         cls, places: Sequence[str], said: Sequence[str], reasons: Sequence[str]
     ) -> "Bad":
         texts = [json.dumps({MESSAGE: text}, ensure_ascii=False) for text in said]
-        return cls(places, texts, reasons, False)
+        return cls(places, texts, reasons, False, texts)
 
     @property
     def ids(self) -> list[str]:
         end = "" if self.is_read else UNREAD
-        pairs = zip(self.places, self.texts, strict=True)
-        return [_digest(f"{place}\0{text}") + end for place, text in pairs]
+        pairs = zip(self.places, self.same, strict=True)
+        return [_digest(f"{place}\0{same}") + end for place, same in pairs]
 
 
 def hold(load: Load, raw: str, bad: Sequence[Bad], at: datetime) -> None:

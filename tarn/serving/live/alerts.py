@@ -40,11 +40,11 @@ class Listed:
     changed_at: datetime
 
 
-def listed(tile: Alerts, cursor: duckdb.DuckDBPyConnection) -> list[Listed]:
-    """The open ones, worst first, then those resolved; none before any alert was evaluated."""
+def listed(tile: Alerts, cursor: duckdb.DuckDBPyConnection) -> list[Listed] | None:
+    """The open ones, worst first, then those resolved; None before any alert was evaluated."""
     there = "from information_schema.tables where table_schema = 'tarn' and table_name = 'alerts'"
     if not cursor.execute(there).fetchall():
-        return []
+        return None
     since = cursor.execute("select current_timestamp::timestamp").fetchall()[0][0]
     rows = cursor.execute(_SQL, [since - span(tile.resolved_within)]).fetchall()
     return [Listed(*row) for row in rows]

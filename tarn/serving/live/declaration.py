@@ -1,5 +1,6 @@
 """What a live page says of itself under `config.meta.run`."""
 
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Annotated, Literal, TypeAlias
 
@@ -19,6 +20,8 @@ class Map(Place):
     """Column that names a point: the same name is the same point when it moves."""
     colour: str | None = None
     """Column by whose values points are coloured."""
+    colours: Mapping[str, Literal["accent", "good", "bad", "warn", "muted"]] = {}
+    """Colour of the theme by value; other values take those of a chart's categories."""
     heading: str | None = None
     """Column with degrees clockwise from north; the point becomes an arrow."""
     trail: str | None = None

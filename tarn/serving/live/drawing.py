@@ -101,6 +101,7 @@ def _map(tile: Map, cursor: duckdb.DuckDBPyConnection) -> Data:
         "points": [_point(tile, row) for row in rows],
         "trails": trails,
         "places": [{"label": show(row["label"]), "at": _place(row)} for row in places],
+        "colours": tile.colours,
     }
 
 

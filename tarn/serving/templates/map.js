@@ -32,7 +32,8 @@ export function drawMap(tile, content) {
 
 // The bounds stay while the points are well inside, so that the ground does not tremble.
 function frame(state, { points, trails, places }) {
-  const all = [...points, ...places].map((each) => each.at).concat(...Object.values(trails));
+  const trodden = points.flatMap((point) => trails[point.label] ?? []);
+  const all = [...points, ...places].map((each) => each.at).concat(trodden);
   if (!all.length) return state.bounds ?? [[0, 0], [LEAST, LEAST]];
   const seen = [0, 1].map((i) => [Math.min(...all.map((at) => at[i])), Math.max(...all.map((at) => at[i]))]);
   const now = [0, 1].map((end) => seen.map((range) => range[end]));
@@ -155,11 +156,11 @@ function isFree(taken, x, y, label) {
   return true;
 }
 
-function colour(state, { points }, legend) {
+function colour(state, { points, colours }, legend) {
   for (const each of [...new Set(points.map((point) => point.colour))].sort()) {
     if (each && !state.colours.includes(each)) state.colours.push(each);
   }
-  const of = (value) => `var(--categories-${state.colours.indexOf(value) % 8})`;
+  const of = (value) => `var(--${colours[value] ?? `categories-${state.colours.indexOf(value) % 8}`})`;
   state.mark = (point) => (point.colour ? of(point.colour) : "var(--accent)");
   legend.replaceChildren(...state.colours.map((value) => {
     const entry = document.createElement("span");

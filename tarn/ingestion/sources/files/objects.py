@@ -5,24 +5,20 @@ that no column can hold exactly are kept as text.
 """
 
 import json
-import math
 import re
 from collections.abc import Iterator
-from decimal import Decimal
 from pathlib import Path
 from typing import Any, TextIO
 
 from tarn.ingestion.landed import PLACE, SOURCE_FILE
 from tarn.ingestion.sources import Rejected
 from tarn.ingestion.sources.files.broken import BrokenFileError
-from tarn.ingestion.strict_json import Reader, why
+from tarn.ingestion.strict_json import Reader, exact_fraction, why
 
 _BLOCK = 1 << 20
 _MOST_BAD = 0.2
 _SHOWN = 2000
 _BLANK = re.compile(r"[ \t\n\r]*")
-_LONGEST_EXACT = 15
-"""Digits that a double keeps, whatever they are."""
 
 
 class JsonFile:
@@ -180,13 +176,4 @@ def _big(text: str) -> int:
     return int(text) if len(text) < 100 else 2**63
 
 
-def _fraction(text: str) -> float | str:
-    """A double if it is the same number, as far as it is written."""
-    value = float(text)
-    if len(text) <= _LONGEST_EXACT and "e" not in text.lower():
-        return value
-    is_same = math.isfinite(value) and Decimal(repr(value)) == Decimal(text)
-    return value if is_same else text
-
-
-_STRICT = Reader((PLACE, SOURCE_FILE), parse_float=_fraction, parse_int=_whole)
+_STRICT = Reader((PLACE, SOURCE_FILE), parse_float=exact_fraction, parse_int=_whole)

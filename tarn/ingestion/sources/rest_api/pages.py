@@ -35,6 +35,7 @@ from tarn.ingestion.declarations import rest_api as declare
 from tarn.ingestion.landed import PLACE
 from tarn.ingestion.sources import Rejected
 from tarn.ingestion.sources.http import BrokenAnswerError
+from tarn.ingestion.strict_json import exact_fraction
 from tarn.ingestion.types import plain
 
 _EMPTY_PAGES = 1000
@@ -182,7 +183,7 @@ class Pages(BasePaginator):
         if not text:
             raise BrokenAnswerError("answered nothing", response=response)
         try:
-            return response.json()
+            return response.json(parse_float=exact_fraction)
         except ValueError as error:
             if text[:1] not in b'[{"' and "json" not in kind:
                 what = f"{kind} instead of JSON: {plain(response.text)}"
