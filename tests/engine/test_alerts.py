@@ -403,6 +403,9 @@ def test_a_value_is_held_against_its_own_weekday_and_hour(lake: Lake) -> None:
     assert bench.at(NOW) == ["value: opened"]
     assert (bench.sent[0].alert, bench.sent[0].message) == ("below", "10 of 20")
     assert (bench.sent[0].usual, bench.sent[0].lower_bound) == (20, 16)
+    lacking = "young: nothing is concluded: history of 5 weeks, and 6 are needed"
+    bench.at(NOW + minutes(1))
+    assert bench.said.count(lacking) == 1
 
 
 def test_a_window_of_a_metric_ends_with_a_whole_grain() -> None:
