@@ -3,12 +3,14 @@
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from threading import Event
 from time import monotonic, time
 from typing import TYPE_CHECKING
 
 import click
 
+from tarn.cli.alerts import watched
 from tarn.cli.console import say
 from tarn.errors import TarnError
 from tarn.settings import settings
@@ -37,7 +39,10 @@ _EVERY = 10.0
     help="Serve metrics for Prometheus on 127.0.0.1; 0 takes any free port.",
 )
 def stream(systems: Sequence[str], once: bool, accept_gap: bool, metrics_port: int | None) -> None:
-    """Land the messages of stream systems as they come: of those named, or all; until Ctrl-C."""
+    """Land the messages of stream systems as they come: of those named, or all; until Ctrl-C.
+
+    Beside it the project's alerts are evaluated.
+    """
     from tarn.ingestion.streams.consumer import Wishes
     from tarn.ingestion.streams.running import run
 
@@ -47,8 +52,9 @@ def stream(systems: Sequence[str], once: bool, accept_gap: bool, metrics_port: i
         signal.signal(number, lambda *_: stop.set())
     for each in chosen:
         say(f"streaming {each.name}: {', '.join(each.system.tables)}")
-    watch = _Watch(stop)
-    running = run(chosen, settings(), Wishes(once, accept_gap), stop, _tell, watch, metrics_port)
+    watch, wishes = _Watch(stop), Wishes(once, accept_gap)
+    with nullcontext() if once else watched(stop):
+        running = run(chosen, settings(), wishes, stop, _tell, watch, metrics_port)
     watch.tell_all(running)
     sys.exit(running.failed)
 
