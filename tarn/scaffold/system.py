@@ -27,7 +27,7 @@ from tarn.settings import SECRETS_FILE, Settings
 from tarn.strict_yaml import YamlFile, nearest, parse
 
 GIVEN = "--connection"
-_ADDRESS = {"rest_api": "base_url", "kinesis": "region"}
+_ADDRESS = {"rest_api": "base_url", "kafka": "bootstrap_servers", "kinesis": "region"}
 """Key of a connection that says more than the address that is given."""
 _KINDS = {"sql_database": "Database", "rest_api": "API", "delta_sharing": "Delta share"}
 

@@ -34,6 +34,7 @@ BLOCK = re.compile(
         ("add-an-output", "site/dashboards/stores.html"),
         ("watch-live", ".tarn/live/manifest.json"),
         ("read-a-failing-test", "target/run_results.json"),
+        ("follow-a-stream", "lake/quarantine_web/deliveries"),
         ("keep-storage-small", "lake/_tarn/releases/00000002.json"),
     ],
 )
