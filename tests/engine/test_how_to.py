@@ -29,6 +29,7 @@ BLOCK = re.compile(
         ("add-a-model", "lake/marts/fct_store_days"),
         ("add-an-output", "site/dashboards/stores.html"),
         ("read-a-failing-test", "target/run_results.json"),
+        ("follow-a-stream", "lake/quarantine_web/deliveries"),
         ("keep-storage-small", "lake/_tarn/releases/00000002.json"),
     ],
 )

@@ -19,6 +19,7 @@ from click.testing import CliRunner
 
 from tarn.cli import cli
 from tarn.ingestion.declarations import declared
+from tarn.ingestion.declarations.kafka import KafkaSystem
 from tarn.ingestion.streams import consumer
 from tarn.ingestion.streams.consumer import Wishes
 from tarn.ingestion.streams.running import Running, run
@@ -359,6 +360,18 @@ def test_a_topic_is_looked_at_without_reading_on(shop: Shop) -> None:
     assert "4 partitions, 6 messages" in done.output
     shop.once()
     assert shop.ids() == list(range(5))
+
+
+def test_a_new_system_is_declared_from_its_topics(shop: Shop) -> None:
+    shop.send("orders", *orders(range(3)))
+    given = ["--connection", shop.address, "--tables", f"orders_{shop.mark}"]
+    done = CliRunner().invoke(cli, ["source", "new", "kafka", "shop", *given])
+    assert done.exit_code == 0, done.output
+    (wanted,) = declared(shop.project.path / "ingestion", ["shop"])
+    assert isinstance(wanted.system, KafkaSystem)
+    assert wanted.system.topic(f"orders_{shop.mark}") == shop.topic("orders")
+    model = shop.project.path / f"models/staging/shop/stg_shop__orders_{shop.mark}.sql"
+    assert "amount" in model.read_text()
 
 
 def test_a_broker_that_is_away_is_told_in_one_message(project: Project) -> None:

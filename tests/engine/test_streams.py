@@ -60,8 +60,8 @@ def test_positions_survive_the_lake_and_fence_others_out(reached: list[int]) -> 
         now = positions.held(lake.table(NAME), part)
         assert positions.position(now) == reached[-1]
         for wrong in ((), (*now, 1), (now[0] + 1, *now[1:])):
+            fence = positions.fence({part: wrong})
             with pytest.raises(OvertakenError):
-                fence = positions.fence({part: wrong})
                 write(lake, NAME, rows(["b"], START), mode="append", transactions={}, fence=fence)
 
 
