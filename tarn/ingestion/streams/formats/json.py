@@ -47,7 +47,8 @@ _EXACT = 2.0**53
 _DIGITS = 19
 _TINY = re.compile(rb"[0-9][eE]-[0-9]{3}")
 _ROW = re.compile(r"in row (\d+)$")
-_VALUE = re.compile(r"The string '(.*)' is not a valid|: (\S+) requires (?:scale|precision)")
+_TEXT_VALUE = re.compile(r"The string '(.*)' is not a valid")
+_NUMBER_VALUE = re.compile(r": (\S+) requires (?:scale|precision)")
 _BOM = b"\xef\xbb\xbf"
 _BLANK = b" \t\r\n"
 Path: TypeAlias = tuple[str, ...]
@@ -61,11 +62,12 @@ class _Fraction(str):
 
 
 class _BentError(Exception):
-    """Arrow cannot read these messages exactly; `rows` are at fault, as far as that is known."""
+    """Arrow cannot read these messages exactly; `rows` are at fault, as far as that is known, and
+    more are to be expected if it lies in what they are meant to be."""
 
-    def __init__(self, rows: Sequence[int] = ()) -> None:
+    def __init__(self, rows: Sequence[int] = (), *, is_meant: bool = False) -> None:
         super().__init__()
-        self.rows = rows
+        self.rows, self.is_meant = rows, is_meant
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,7 @@ class _Arrow:
         try:
             pieces = [self._piece(values, fit, kinds)]
         except _BentError as error:
-            if len(error.rows) * 2 > len(fit):
+            if error.is_meant and len(error.rows) * 2 > len(fit):
                 self.rests = self.resting = min(_MOST_RESTS, 2 * self.rests + 1)
                 return [], [*odd, *fit]
         else:
@@ -274,9 +276,12 @@ def _at_fault(error: str, messages: Sequence[bytes]) -> list[int]:
     """The messages that Arrow complains of; perhaps a few more, and none if nobody knows."""
     if match := _ROW.search(error):
         return [int(match[1])] if int(match[1]) < len(messages) else []
-    if match := _VALUE.search(error):
-        value = (match[1] or match[2] or "").encode()
-        return [row for row, message in enumerate(messages) if value in message]
+    if match := _TEXT_VALUE.search(error):
+        value = match[1].encode()
+        return [row for row, message in enumerate(messages) if b'"' + value + b'"' in message]
+    if match := _NUMBER_VALUE.search(error):
+        number = re.compile(rb"[:\s]" + re.escape(match[1].encode()) + rb"[,}\s]")
+        return [row for row, message in enumerate(messages) if number.search(message)]
     return []
 
 
@@ -316,7 +321,7 @@ def _leaves(
             inner = [field.name for field in array.type]
             yield from _leaves((*above, key), inner, array.flatten())
         elif _is_list(array.type) and not _is_kept(array.type, len(above)):
-            raise _BentError(pc.indices_nonzero(array.is_valid()).to_pylist())
+            raise _BentError(pc.indices_nonzero(array.is_valid()).to_pylist(), is_meant=True)
         else:
             yield (*above, key), name, array
 
