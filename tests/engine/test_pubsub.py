@@ -222,6 +222,14 @@ def test_a_subscription_that_delivers_elsewhere_cannot_be_read(
         shop.check()
 
 
+def test_two_tables_cannot_share_a_subscription(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables = "  orders: {}\n  moves: {subscription: projects/shop/subscriptions/orders}"
+    with pytest.raises(TarnError, match="two tables would share the messages of projects/shop"):
+        transport(project, monkeypatch, None, tables)
+
+
 def test_credentials_that_are_missing_or_broken_are_told(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:

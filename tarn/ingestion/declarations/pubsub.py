@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tarn.ingestion.declarations.base import Name
 from tarn.ingestion.declarations.stream import StreamSystem, StreamTable
@@ -29,6 +29,13 @@ class PubsubSystem(StreamSystem):
     kind: Literal["pubsub"]
     connection: PubsubConnection
     tables: dict[Name, PubsubTable] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _one_table_each(self) -> "PubsubSystem":
+        names = [self.subscription(table) for table in self.tables]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"two tables would share the messages of {', '.join(sorted(twice))}")
+        return self
 
     def subscription(self, table: str) -> str:
         """Its full name."""

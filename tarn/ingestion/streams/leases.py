@@ -18,11 +18,12 @@ from tarn.ingestion.streams.gcp import FAILURES, Failure, refused_ids
 
 log = logging.getLogger(__name__)
 
-LEASE_SECONDS = 30
-_LOOK_SECONDS = 4.0
-"""The shortest lease that a subscription gives at first is 10."""
-_SOON_SECONDS = 15.0
-"""A lease that ends so soon is extended."""
+_FIRST_SECONDS = 10.0
+"""The shortest lease that a subscription gives with a message."""
+_LEASE_SECONDS = 30
+_SOON_SECONDS = 7.0
+"""A lease that ends so soon is extended: most messages land before that."""
+_LOOK_SECONDS = 2.0
 _IDS = 2_500
 """Of half a megabyte, which a request may have."""
 _CALL_SECONDS = 10.0
@@ -36,7 +37,7 @@ class Leases:
         self.client = client
         self._lock = Lock()
         self._held: dict[str, dict[str, float]] = defaultdict(dict)
-        """When leases end, by subscription and acknowledgement id; 0 of one as it came."""
+        """When leases end, by subscription and acknowledgement id."""
         self._landed: dict[str, dict[str, None]] = defaultdict(dict)
         self._wake, self._is_over = Event(), False
         self._thread = Thread(target=self._run, name="pubsub-leases", daemon=True)
@@ -44,8 +45,9 @@ class Leases:
 
     def hold(self, subscription: str, ack_ids: Iterable[str]) -> None:
         """These have come, and are not to come again until they have landed."""
+        until = time.monotonic() + _FIRST_SECONDS
         with self._lock:
-            self._held[subscription].update(dict.fromkeys(ack_ids, 0.0))
+            self._held[subscription].update(dict.fromkeys(ack_ids, until))
 
     def landed(self, subscription: str, ack_ids: Iterable[str]) -> None:
         """Acknowledge these, soon."""
@@ -76,8 +78,8 @@ class Leases:
             self._wake.wait(_LOOK_SECONDS)
             self._wake.clear()
             if not self._is_over:
-                self._acknowledge()
                 self._extend_all()
+                self._acknowledge()
 
     def _acknowledge(self) -> None:
         with self._lock:
@@ -96,10 +98,10 @@ class Leases:
                 for name, ids in self._held.items()
             }
         for name, ack_ids in soon.items():
-            done = self._each(ack_ids, partial(self._extend, name, LEASE_SECONDS))
+            done = self._each(ack_ids, partial(self._extend, name, _LEASE_SECONDS))
             with self._lock:
                 held = self._held[name]
-                held.update((each, now + LEASE_SECONDS) for each in done if each in held)
+                held.update((each, now + _LEASE_SECONDS) for each in done if each in held)
 
     def _call_acknowledge(self, subscription: str, ack_ids: list[str]) -> None:
         self.client.acknowledge(
