@@ -185,9 +185,8 @@ def test_what_is_new_in_messages_is_added_and_told(shop: Shop) -> None:
     shop.once()
     shop.send("orders", {"order_id": None, "nonsense": 1}, *orders([10, 11], city="Ulm"))
     _, said = shop.once()
-    assert [text for text in said if "new column" in text] == [
-        "shop.orders: new column city (text)"
-    ]
+    told = [text for text in said if "new column" in text]
+    assert told == ["shop.orders: new column city (text)"]
     assert "nonsense" not in shop.project.types("raw_shop.orders")
     assert shop.project.types("raw_shop.orders")["city"] == "string"
 
