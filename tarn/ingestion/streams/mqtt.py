@@ -382,16 +382,16 @@ class Mqtt(Transport):
     # Looking around, by a client that the broker forgets.
 
     def check(self) -> list[str]:
-        with _Visit(self) as visit:
-            return visit.lines()
+        with _Look(self) as look:
+            return look.lines()
 
     def sample(self, table: str, most: int) -> list[Batch]:
-        with _Visit(self) as visit:
-            came = visit.listen([self.system.tables[table].topic], most)
+        with _Look(self) as look:
+            came = look.listen([self.system.tables[table].topic], most)
         return [batch for batch in self._batches(came) if batch.table == table]
 
 
-class _Visit:
+class _Look:
     """A connection of another name, so that the session of the stream stays as it is."""
 
     def __init__(self, mqtt: Mqtt) -> None:
@@ -400,7 +400,7 @@ class _Visit:
         self.came: Queue[_Came] = Queue(WINDOW)
         self.granted: Queue[Any] = Queue()
 
-    def __enter__(self) -> "_Visit":
+    def __enter__(self) -> "_Look":
         mqtt = self.mqtt
         for protocol in dict.fromkeys((mqtt._protocol, "3.1.1")):
             self.answers = Queue()
