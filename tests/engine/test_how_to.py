@@ -22,6 +22,8 @@ BLOCK = re.compile(
         ("catalogue-media", "lake/quarantine_photos/files"),
         ("read-another-lake", "lake/raw_partner/stock"),
         ("read-a-share", "lake/raw_panel/household_demographics"),
+        ("read-kinesis", "lake/quarantine_payments/payments"),
+        ("read-mqtt", "lake/raw_vans/positions"),
         ("receive-webhooks", "lake/quarantine_shop/orders"),
         ("load-an-api", "lake/raw_social/hashtags"),
         ("load-a-database", "lake/raw_shop/orders"),

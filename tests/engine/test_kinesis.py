@@ -1,5 +1,6 @@
 """Kinesis, read through the transport: moto's server in a process of its own."""
 
+import json
 import re
 import struct
 import time
@@ -10,15 +11,19 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+import yaml
 
 from tarn.errors import TarnError
 from tarn.ingestion.declarations import declare
 from tarn.ingestion.streams import Batch, LostMessagesError, Place
 from tarn.ingestion.streams.aggregated import taken_apart
 from tarn.ingestion.streams.kinesis import Kinesis
+from tarn.ingestion.streams.positions import held, position
 from tarn.ingestion.streams.shards import Answer, Listing, Mark, Shards
+from tarn.scaffold.system import Wanted, new_system
 from tarn.settings import settings
 from tests.engine.ingesting import Project, project
+from tests.engine.killing import killed, landed, stream_once
 from tests.engine.kinesis import KEYS, REGION, Service, kinesis, kinesis_server
 
 __all__ = ["kinesis", "project"]
@@ -203,7 +208,7 @@ def test_a_service_that_is_away_is_trouble_and_no_failure(
         while opened.trouble is None and time.monotonic() < deadline:
             assert opened.read(0.5, 100) == []
         assert "connect" in str(opened.trouble).lower()
-        assert set(opened.lag().values()) == {None}
+        assert opened.lag() == {}
         with kinesis_server(tmp_path / "log", int(url.rpartition(":")[2])) as service:
             service.create(stream)
             service.put(stream, numbers(0, 10))
@@ -219,7 +224,7 @@ def test_to_have_been_away_for_longer_than_messages_are_kept_is_loud(
     described = [{"ShardId": FIRST, "SequenceNumberRange": {"StartingSequenceNumber": "1"}}]
     listing = Listing(now - 900 * HOUR_MS, 24 * HOUR_MS, now, described)
     known = Mark(7, now - hours * HOUR_MS).position
-    shards = Shards("payments", "pay.yml:6", "earliest", lambda _: known)
+    shards = Shards("payments", "payments", "pay.yml:6", "earliest", lambda _: known)
     shards.update(listing)
     shard = shards.by_name[FIRST]
     nothing = Answer([], [], [], [], None, "next", 0, now)
@@ -239,13 +244,13 @@ def test_a_shard_that_went_before_it_was_read_is_loud() -> None:
     }
     for is_finished in (True, False):
         known = {FIRST: Mark(7, 1_000, is_finished).position}
-        shards = Shards("payments", "pay.yml:6", "latest", known.get)
+        shards = Shards("payments", "payments", "pay.yml:6", "latest", known.get)
         listing = Listing(500, 24 * HOUR_MS, 2_000, [child])
         if is_finished:
             shards.update(listing)
             assert shards.by_name[SECOND].mark == Mark(0, 1_000)
         else:
-            with pytest.raises(LostMessagesError, match=f"{FIRST}: gone, and not read to the end"):
+            with pytest.raises(LostMessagesError, match=f"{FIRST}: is gone, and was not read"):
                 shards.update(listing)
 
 
@@ -353,7 +358,7 @@ def test_check_and_its_failures_name_the_line(
     assert opened.check() == [
         f"payments: stream {stream} has 2 open shards (2 in all) and keeps messages for 24 hours"
     ]
-    assert stream in opened.names()
+    assert stream in [table.spec["stream"] for table in opened.offered()]
     with pytest.raises(TarnError, match=r"ingestion/pay.yml:7.*ResourceNotFound"):
         transport(project, kinesis.url, "absent").check()
 
@@ -373,3 +378,83 @@ def test_mistakes_in_a_declaration(project: Project, connection: str, said: str)
     project.declare("pay", "kinesis", connection, "  payments: {stream: payments}")
     with pytest.raises(TarnError, match=re.escape(said)):
         declare(project.path / "ingestion/pay.yml")
+
+
+def payments(begin: int, end: int) -> list[bytes]:
+    return [
+        json.dumps({"payment_id": number, "amount": 1.5}).encode() for number in range(begin, end)
+    ]
+
+
+def test_streams_that_are_killed_lose_and_double_nothing(
+    project: Project, kinesis: Service, stream: str
+) -> None:
+    transport(project, kinesis.url, stream, ", commit_every: 100ms")
+    kinesis.create(stream, 2)
+    for round in range(4):
+        kinesis.put(stream, payments(round * 2000, round * 2000 + 2000))
+        if round == 1:
+            kinesis.split(stream, FIRST)
+        if round == 2:
+            kinesis.merge(stream, "shardId-000000000003", SECOND)
+        killed(project, "pay", "payments")
+    stream_once(project, "pay")
+    found = landed(project, "raw_pay.payments", "payment_id")
+    assert set(found) == set(range(8000))
+    assert set(found.values()) == {1}
+    versions = project.versions()
+    stream_once(project, "pay")
+    assert project.versions()["raw_pay.payments"] == versions["raw_pay.payments"]
+
+
+def test_a_new_system_is_declared_from_the_streams_there_are(
+    project: Project, kinesis: Service, stream: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kinesis.create(stream)
+    kinesis.put(stream, [b'{"payment_id": "p1", "place": {"city": "Kiel"}, "amount": 1.5}'])
+    monkeypatch.setenv("AWS_ENDPOINT_URL_KINESIS", kinesis.url)
+    for name, value in KEYS.items():
+        monkeypatch.setenv(name.upper(), value)
+    settings.cache_clear()
+    (project.path / "models").mkdir()
+    table = stream.replace("-", "_")
+    made = new_system(Wanted("kinesis", "shop", REGION, [table]), settings())
+    declared = yaml.safe_load(made.files["ingestion/shop.yml"])
+    assert declared["connection"] == {"region": REGION}
+    assert declared["tables"] == {table: {"stream": stream}}
+    staging = made.files[f"models/staging/shop/stg_shop__{table}.sql"]
+    for column in ("payment_id", "place__city", "amount", "_sent_at"):
+        assert column in staging
+
+
+def test_after_a_gap_that_is_accepted_reading_goes_on(
+    project: Project, kinesis: Service, stream: str
+) -> None:
+    transport(project, kinesis.url, stream)
+    kinesis.create(stream)
+    kinesis.put(stream, payments(0, 100))
+    stream_once(project, "pay")
+    kinesis.client.delete_stream(StreamName=stream)
+    _next_second()
+    kinesis.create(stream)
+    kinesis.put(stream, payments(100, 200))
+    with pytest.raises(AssertionError, match=r"made anew(?s:.*)--accept-gap"):
+        stream_once(project, "pay")
+    assert len(project.rows("raw_pay.payments")) == 100
+    stream_once(project, "pay", "--accept-gap")
+    assert set(landed(project, "raw_pay.payments", "payment_id")) == set(range(200))
+
+
+def test_a_quiet_shard_is_known_to_have_been_read(
+    project: Project, kinesis: Service, stream: str
+) -> None:
+    """Its position has the time, or a short absence would look like one without end."""
+    transport(project, kinesis.url, stream, ", commit_every: 100ms")
+    kinesis.create(stream, 2)
+    kinesis.put(stream, payments(0, 1))
+    stream_once(project, "pay")
+    table = project.lake.table("raw_pay.payments")
+    known = {shard: position(held(table, shard)) for shard in (FIRST, SECOND)}
+    for reached in known.values():
+        assert reached is not None
+        assert abs(Mark.of(reached).seen_ms / 1000 - time.time()) < 600

@@ -28,7 +28,8 @@ Place: TypeAlias = tuple[str, str]
 
 @dataclass(frozen=True)
 class Batch:
-    """Messages of one partition of one table's topic, in order."""
+    """Messages of one partition of one table's topic, in order. With a position there may be none:
+    the lake is to know that there were none until there."""
 
     table: str
     partition: str
@@ -102,6 +103,11 @@ class Transport(Protocol):
 
     def lag(self) -> Mapping[Place, int | None]:
         """Messages that wait in each partition that is read; None where nobody can tell."""
+
+    @property
+    def is_full(self) -> bool:
+        """Nothing more comes until what was read has landed: it is not to wait for its time."""
+        return False
 
     @property
     def trouble(self) -> str | None:

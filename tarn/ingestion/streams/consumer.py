@@ -242,9 +242,11 @@ class Stream:
 
     def _came(self, batch: Batch) -> None:
         table, place = self.tables[batch.table], (batch.table, batch.partition)
-        if table.is_stopped or not batch.values:
+        if table.is_stopped or not (batch.values or batch.position is not None):
             return
         table.add(batch, _size(batch))
+        if not batch.values:
+            return
         self._goal.came(place, batch)
         self.gauges.read(place, len(batch.values))
         self.gauges.event(place, batch.sent_at[-1])
@@ -261,7 +263,7 @@ class Stream:
     def _commit(self, is_last: bool = False) -> None:
         """Begin the commits that are due, and see to those that have ended."""
         at = monotonic()
-        is_last = is_last or not self._has_room
+        is_last = is_last or not self._has_room or self.transport.is_full
         for name, table in self.tables.items():
             if table.job is not None and table.job.done():
                 self._settle(name, table)
@@ -381,6 +383,7 @@ class Stream:
             table.job, table.under_way, table.job_bytes = None, [], 0
             table.drop()
             table.landing.forget()
+        self._goal = _Goal()
         self.transport.close()
         self.transport.open(self._position)
         for name, table in self.tables.items():
@@ -464,17 +467,14 @@ class Stream:
         return self.wishes.once and self._goal.is_reached(monotonic())
 
     def _finish(self) -> None:
-        """Commit all that was read."""
-        while any(each.waiting or each.job for each in self.tables.values()):
+        """Commit all that was read. What cannot be written now, the next run reads again."""
+        while left := {n: each for n, each in self.tables.items() if each.waiting or each.job}:
             self._commit(is_last=True)
             self._wait()
-            if self._is_hopeless():
+            if all(each.failed_at is not None and not each.job for each in left.values()):
+                for name in left:
+                    self.progress[name].error = f"{name}: what was read last is not written yet"
                 break
-
-    def _is_hopeless(self) -> bool:
-        """Whether what is left could not be written a moment ago: the next run reads it again."""
-        left = [each for each in self.tables.values() if each.waiting or each.job]
-        return bool(left) and all(each.failed_at is not None and not each.job for each in left)
 
     def _end(self) -> None:
         try:

@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import closing
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from functools import partial
@@ -15,10 +16,12 @@ from tarn.errors import TarnError
 from tarn.ingestion.declarations import Declared
 from tarn.ingestion.declarations.kinesis import KinesisSystem, KinesisTable
 from tarn.ingestion.masking import masked, secrets_in
+from tarn.ingestion.names import lake_names
+from tarn.ingestion.sources import Offered
 from tarn.ingestion.streams import Batch, LostMessagesError, Place, Position, Transport
 from tarn.ingestion.streams.aggregated import taken_apart
 from tarn.ingestion.streams.aws import EXPIRED, NOT_THERE, STALE, code, kinesis_client, unmendable
-from tarn.ingestion.streams.shards import Answer, Listing, Mark, Shard, Shards, is_closed
+from tarn.ingestion.streams.shards import Answer, Listing, Shard, Shards, is_closed
 from tarn.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -32,8 +35,8 @@ _PACE_SECONDS = 0.2
 _IDLE_SECONDS = 0.5
 _LIST_SECONDS = 30.0
 _LIST_SOON_SECONDS = 1.0
-_LONGEST_WAIT_SECONDS = 15.0
-_SAMPLE_ANSWERS = 5
+_LONGEST_WAIT_SECONDS = 4.0
+_SAMPLE_SECONDS = 10.0
 _NONE: tuple[tuple[()], tuple[()], tuple[()], tuple[()]] = ((), (), (), ())
 _LOST_PLACE = "InvalidArgumentException"
 
@@ -51,7 +54,7 @@ class Kinesis(Transport):
         self.secrets = frozenset(secrets_in(self.system.connection.model_dump()))
         self._made: Any = None
         self._streams: dict[str, _Stream] = {}
-        self._pool = ThreadPoolExecutor(SIDE_BY_SIDE, thread_name_prefix="kinesis")
+        self._pool: ThreadPoolExecutor | None = None
         self._troubles: dict[Place, str] = {}
 
     @property
@@ -63,9 +66,16 @@ class Kinesis(Transport):
         return self._made
 
     def open(self, position: Callable[[Place], Position | None]) -> None:
-        for table, spec in self.system.tables.items():
-            where = self._where("tables", table, "stream")
-            self._streams[table] = _Stream(table, spec, where, position)
+        self._pool = ThreadPoolExecutor(SIDE_BY_SIDE, thread_name_prefix="kinesis")
+        self._troubles = {}
+        self._streams = {
+            table: _Stream(table, spec, self._where("tables", table, "stream"), position)
+            for table, spec in self.system.tables.items()
+        }
+
+    def leave(self, table: str) -> None:
+        self._streams.pop(table, None)
+        self._troubles = {at: text for at, text in self._troubles.items() if at[0] != table}
 
     def read(self, seconds: float, most: int) -> list[Batch]:
         deadline = time.monotonic() + seconds
@@ -81,23 +91,23 @@ class Kinesis(Transport):
         """Kinesis keeps no record of who has read what."""
 
     def lag(self) -> Mapping[Place, int | None]:
-        """0 of a shard that has been read to its tip; of others Kinesis tells no number."""
-        lags: dict[Place, int | None] = {}
-        for table, stream in self._streams.items():
-            if not stream.shards.is_listed or stream.shards.is_growing:
-                lags[table, stream.spec.stream] = None
-            for shard in stream.shards.by_name.values():
-                if not shard.mark.is_finished:
-                    is_ready = shard.reading is not None and shard.reading.done()
-                    lags[table, shard.name] = 0 if shard.is_at_tip and not is_ready else None
-        return lags
+        """0 of a shard that has been read to its tip; of others Kinesis tells no number. Nothing
+        until all shards are known."""
+        streams = self._streams.values()
+        if not all(each.shards.is_listed for each in streams):
+            return {}
+        lags = [(each.table, each.shards.lags()) for each in streams]
+        return {(table, name): lag for table, of in lags for name, lag in of.items()}
 
     @property
     def trouble(self) -> str | None:
         return next(iter(self._troubles.values()), None)
 
     def close(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool = None
+        self._streams = {}
 
     def check(self) -> list[str]:
         lines = []
@@ -112,29 +122,37 @@ class Kinesis(Transport):
             )
         return lines
 
-    def sample(self, stream: str, most: int = 1000) -> list[bytes]:
-        """Some of the oldest messages that a stream has."""
-        values: list[bytes] = []
-        for described in _listing(self._client, stream).shards:
-            shard = Shard(str(described["ShardId"]), (), Mark(), Mark())
-            for _ in range(_SAMPLE_ANSWERS):
-                answer = _answer(self._client, stream, shard, most)
-                values += answer.values
-                shard.iterator = answer.iterator
-                if len(values) >= most or not answer.iterator or not answer.behind_ms:
+    def sample(self, table: str, most: int) -> list[Batch]:
+        """Of the oldest that the stream has."""
+        spec = self.system.tables[table].model_copy(update={"start": "earliest"})
+        looking = Kinesis(self.declared, self.home)
+        looking.open(lambda place: None)
+        where = self._where("tables", table, "stream")
+        looking._streams = {table: _Stream(table, spec, where, lambda place: None)}
+        batches: list[Batch] = []
+        until = time.monotonic() + _SAMPLE_SECONDS
+        with closing(looking):
+            while time.monotonic() < until and sum(len(each.values) for each in batches) < most:
+                batches += [each for each in looking.read(0.2, most) if each.values]
+                lags = looking.lag()
+                if lags and not any(lag is None for lag in lags.values()):
                     break
-        return values[:most]
+        return batches
 
-    def names(self) -> list[str]:
+    def offered(self) -> list[Offered]:
         """All streams of the account and region."""
         names: list[str] = []
         while True:
-            page = self._client.list_streams(
-                **({"ExclusiveStartStreamName": names[-1]} if names else {})
-            )
+            after = {"ExclusiveStartStreamName": names[-1]} if names else {}
+            ask = partial(self._client.list_streams, **after)
+            page = self._asked(ask, self._where("connection"))
             names += page["StreamNames"]
             if not page["HasMoreStreams"] or not page["StreamNames"]:
-                return names
+                break
+        tables = lake_names(names)
+        return [
+            Offered(table, {"stream": name}, {}) for table, name in zip(tables, names, strict=True)
+        ]
 
     def _listing(self, stream: str) -> Listing:
         return _listing(self._client, stream)
@@ -144,6 +162,7 @@ class Kinesis(Transport):
 
     def _ask(self, most: int) -> None:
         """Begin what is due, as many at a time as may be under way; who waited longest first."""
+        assert self._pool is not None
         now = time.monotonic()
         for stream in self._streams.values():
             if stream.listing is None and stream.due <= now:
@@ -245,6 +264,8 @@ class Kinesis(Transport):
             raise LostMessagesError(
                 f"stream {stream.spec.stream} does not know how far {shard.name} was read: {error}",
                 stream.where,
+                "start with --accept-gap to read it from its beginning",
+                place=(stream.table, shard.name),
             ) from error
         self._failed(error, (stream.table, shard.name), stream.where)
 
@@ -281,7 +302,8 @@ class _Stream:
         position: Callable[[Place], Position | None],
     ) -> None:
         self.table, self.spec, self.where = table, spec, where
-        self.shards = Shards(spec.stream, where, spec.start, lambda shard: position((table, shard)))
+        known = partial(_known, position, table)
+        self.shards = Shards(table, spec.stream, where, spec.start, known)
         self.listing: Future[Listing] | None = None
         self.due = 0.0
         """When it is to be listed."""
@@ -304,6 +326,10 @@ class _Stream:
     def dues(self) -> Iterable[float]:
         listing = [] if self.listing else [self.due]
         return [*listing, *(shard.due for shard in self.waiting)]
+
+
+def _known(position: Callable[[Place], Position | None], table: str, shard: str) -> Position | None:
+    return position((table, shard))
 
 
 def _patience(failures: int) -> float:

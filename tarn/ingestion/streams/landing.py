@@ -81,7 +81,7 @@ class Landing:
             self.name, spec, spec.primary_key, declared.file, ("tables", table), is_objects=True
         )
         self.offset_type = transport.offset_type
-        self.decoder = decoder(declared, table, spec, home.project_dir)
+        self.decoder = decoder(declared, table, spec, home)
         self.held: dict[str, positions.Held] = {}
         self.columns: dict[str, str] = {}
         """Types by name, in YAML's words, as last written."""
@@ -265,7 +265,7 @@ class Landing:
                 self._talks = {}
             arrival = Arrival(
                 rows.schema,
-                self.types,
+                self._meant(rows.schema, decoded),
                 rows,
                 {self.spec.contract.renamed.get(n, n): said for n, said in decoded.spelt.items()},
                 rows.num_rows,
@@ -284,6 +284,15 @@ class Landing:
             self.delivered |= agreed.delivered
             self._talks[key] = _Talk(agreed, Sieve(agreed, self.terms), list(agreed.changes))
         return self._talks[key]
+
+    def _meant(self, came: pa.Schema, decoded: Decoded) -> Mapping[str, pa.DataType]:
+        """Types of columns that come as text because a value is not of them: the contract takes
+        out that row, and no other."""
+        table = self._landed.schema if self._landed.schema is not None else ()
+        known = {each.name: each.type for each in table if each.name in came.names}
+        texts = {name for name in known if came.field(name).type == pa.string()}
+        meant = {self.spec.contract.renamed.get(n, n): kind for n, kind in decoded.types.items()}
+        return {**meant, **{name: known[name] for name in texts}, **self.types}
 
     def _unread(self, decoded: Decoded, batches: Sequence[Batch]) -> Bad:
         """Messages that are no rows."""

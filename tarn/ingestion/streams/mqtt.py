@@ -48,8 +48,10 @@ _FAILED = 128
 _SHORT_SECONDS = 10.0
 _SHORT_LIVES = 5
 """Connections in a row that the broker ended at once, until Tarn gives up."""
+_SILENCES = 2
+"""Connections in a row that the broker ended without a word."""
 _TELL_SECONDS = 10.0
-_ANSWER_SECONDS = 10.0
+_ANSWER_SECONDS = 5.0
 _LISTEN_SECONDS = 5.0
 _NO_TOPIC = "tarn/none"
 _USUAL_WINDOW = 20
@@ -102,8 +104,8 @@ class Mqtt(Transport):
         self._is_too_new = self._is_closed = self._is_resumed = False
         self._away: str | None = None
         self._notice = ("", 0.0)
-        self._connected_at = self._came_at = 0.0
-        self._short_lives = 0
+        self._connected_at = self._came_at = self._begun_at = 0.0
+        self._short_lives = self._silences = 0
 
     def open(self, position: Callable[[Place], Position | None]) -> None:
         self._is_closed = False
@@ -115,7 +117,7 @@ class Mqtt(Transport):
         self._connect()
 
     def read(self, seconds: float, most: int) -> list[Batch]:
-        if self._is_too_new:
+        if self._is_too_new or self._is_unanswered:
             self._speak_older()
         came: list[_Came] = []
         with suppress(Empty):
@@ -127,6 +129,12 @@ class Mqtt(Transport):
         if not came and self._failure is not None:
             raise self._failure
         return self._batches(came)
+
+    @property
+    def _is_unanswered(self) -> bool:
+        """The broker is there and says nothing: some old ones do so when they are asked by 5."""
+        is_asked = self._protocol == NEWEST and not self._connected_at and self._away is None
+        return is_asked and time.monotonic() - self._begun_at > _ANSWER_SECONDS
 
     def leave(self, table: str) -> None:
         self._left.add(table)
@@ -190,6 +198,7 @@ class Mqtt(Transport):
         client.on_subscribe = self._on_subscribe
         client.on_message = self._on_message
         self._client = client
+        self._begun_at = time.monotonic()
         begin(client, self.connection, is_kept=True)
 
     def _speak_older(self) -> None:
@@ -239,6 +248,7 @@ class Mqtt(Transport):
     # What follows runs in paho's thread.
 
     def _on_connect(self, client: Any, _: Any, flags: Any, code: ReasonCode, __: Any) -> None:
+        self._silences = 0
         if code.is_failure:
             self._refused(client, code)
             return
@@ -282,14 +292,18 @@ class Mqtt(Transport):
 
     def _refused(self, client: Any, code: ReasonCode) -> None:
         if code.value == _UNKNOWN_VERSION and self._protocol == NEWEST:
-            client.disconnect()
-            self._is_too_new = True
-            self._wake()
+            self._give_way(client)
         elif code.value in _REFUSED:
             fix = _REFUSED[code.value]
             self._fail(client, TarnError(f"the broker says: {code}", self._where, fix))
         else:
             self._away = f"{self.connection.url} says: {code}"
+
+    def _give_way(self, client: Any) -> None:
+        """To a client of an older version."""
+        self._is_too_new = True
+        client.disconnect()
+        self._wake()
 
     def _on_connect_fail(self, client: Any, _: Any) -> None:
         error = client.failure
@@ -305,6 +319,12 @@ class Mqtt(Transport):
             self._fail(client, self._rival(f"another client has connected as {self._name}"))
             return
         self._away = self._away or f"{self.connection.url} has gone: {code}"
+        if self._connected_at == 0.0 and self._protocol == NEWEST:
+            # Some old brokers do not even answer.
+            self._silences += 1
+            if self._silences >= _SILENCES:
+                self._give_way(client)
+            return
         lived = time.monotonic() - self._connected_at
         self._short_lives = self._short_lives + 1 if lived < _SHORT_SECONDS else 0
         if self._connected_at and self._short_lives >= _SHORT_LIVES:
@@ -383,16 +403,21 @@ class _Visit:
     def __enter__(self) -> "_Visit":
         mqtt = self.mqtt
         for protocol in dict.fromkeys((mqtt._protocol, "3.1.1")):
+            self.answers = Queue()
             self._connect(protocol)
-            code, properties = self._answer()
-            if not code.is_failure:
-                self.protocol, self.properties = protocol, properties
+            try:
+                answer = self.answers.get(timeout=_ANSWER_SECONDS)
+            except Empty:
+                answer = OSError("no answer")
+            self.protocol = protocol
+            if isinstance(answer, ReasonCode) and not answer.is_failure:
                 return self
             self.__exit__()
-            if code.value != _UNKNOWN_VERSION:
-                break
-        fix = _REFUSED.get(code.value)
-        raise TarnError(f"the broker says: {code}", mqtt._where, fix)
+            if isinstance(answer, ReasonCode) and answer.value != _UNKNOWN_VERSION:
+                fix = _REFUSED.get(answer.value)
+                raise TarnError(f"the broker says: {answer}", mqtt._where, fix)
+        what = f"{mqtt.connection.url} cannot be reached: {answer}"
+        raise TarnError(what, mqtt._where, "check the address, and that the broker runs")
 
     def __exit__(self, *_: object) -> None:
         self.client.disconnect()
@@ -426,8 +451,10 @@ class _Visit:
         mqtt = self.mqtt
         name = f"tarn-{uuid4().hex[:16]}"
         client = mqtt_client(mqtt.connection, name, protocol, mqtt._where, mqtt.home, is_kept=False)
-        client.on_connect = lambda c, u, flags, code, found: self.answers.put((code, found))
-        client.on_connect_fail = lambda c, u: self.answers.put((client.failure, None))
+        answers = self.answers
+        client.on_connect = lambda c, u, flags, code, found: answers.put(code)
+        client.on_connect_fail = lambda c, u: answers.put(client.failure)
+        client.on_disconnect = lambda *_: answers.put(OSError("it ends the connection"))
         client.on_subscribe = lambda c, u, mid, codes, found: self.granted.put(codes)
         client.on_message = self._on_message
         self.client = client
@@ -437,17 +464,6 @@ class _Visit:
         with suppress(Full):
             came = _Came(message.topic, bytes(message.payload), time.time_ns() // 1000, None)
             self.came.put_nowait(came)
-
-    def _answer(self) -> tuple[ReasonCode, Any]:
-        try:
-            code, properties = self.answers.get(timeout=_ANSWER_SECONDS)
-        except Empty:
-            code, properties = OSError("no answer"), None
-        if isinstance(code, OSError):
-            self.__exit__()
-            what = f"{self.mqtt.connection.url} cannot be reached: {code}"
-            raise TarnError(what, self.mqtt._where, "check the address, and that the broker runs")
-        return code, properties
 
 
 def _named(payload: bytes) -> str:

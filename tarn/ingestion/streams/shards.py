@@ -13,6 +13,7 @@ from typing import Any
 from tarn.ingestion.streams import LostMessagesError, Position
 
 _SEEN_BITS = 48
+_HOUR_MS = 3_600_000
 _SKEW_MS = 10_000
 """How far the clocks of Kinesis' machines may lie apart."""
 
@@ -98,9 +99,14 @@ class Shards:
     """The shards of one stream. Those of a split or merged shard follow when it is read."""
 
     def __init__(
-        self, stream: str, where: str, start: str, known: Callable[[str], Position | None]
+        self,
+        table: str,
+        stream: str,
+        where: str,
+        start: str,
+        known: Callable[[str], Position | None],
     ) -> None:
-        self.stream, self.where, self.start = stream, where, start
+        self.table, self.stream, self.where, self.start = table, stream, where, start
         self._known = known
         self.created_ms = self.retention_ms = 0
         self.by_name: dict[str, Shard] = {}
@@ -112,6 +118,15 @@ class Shards:
         """A shard has ended, and those that follow it are not listed yet."""
         return bool(self._childless)
 
+    def lags(self) -> Mapping[str, int | None]:
+        """0 of a shard that has been read to its tip; of others Kinesis tells no number."""
+        return {name: 0 if self._is_read(shard) else None for name, shard in self.by_name.items()}
+
+    def _is_read(self, shard: Shard) -> bool:
+        if shard.mark.is_finished:
+            return shard.name not in self._childless
+        return shard.is_at_tip and not (shard.reading and shard.reading.done())
+
     def update(self, listing: Listing) -> None:
         """Take on new shards. Raises LostMessagesError if messages have gone with old ones."""
         self.created_ms, self.retention_ms = listing.created_ms, listing.retention_ms
@@ -122,10 +137,13 @@ class Shards:
             known = self._mark(name)
             mark = marks[name]
             self.by_name[name] = Shard(name, _parents(each), mark, known or Mark())
-        for name in self.by_name.keys() - described.keys():
-            self._forget(name)
         for shard in self.by_name.values():
-            self._check_same_stream(shard.mark)
+            self._check_same_stream(shard)
+        for name in self.by_name.keys() - described.keys():
+            shard = self.by_name[name]
+            if not shard.mark.is_finished:
+                raise self._gone(name, shard.mark, listing.now_ms)
+            del self.by_name[name]
         with_children = {parent for each in self.by_name.values() for parent in each.parents}
         finished = {name for name, each in self.by_name.items() if each.mark.is_finished}
         self._childless = finished - with_children
@@ -169,7 +187,7 @@ class Shards:
         parents = {parent for each in new.values() for parent in _parents(each)}
         gone = {name: self._mark(name) for name in parents - known.keys() - self.by_name.keys()}
         if unread := [name for name, mark in gone.items() if mark and not mark.is_finished]:
-            raise self._lost(f"{', '.join(unread)}: gone, and not read to the end")
+            raise self._gone(unread[0], gone[unread[0]], listing.now_ms)
         is_first = not self.by_name and not any((*known.values(), *gone.values()))
         if is_first and self.start == "latest":
             began = max(listing.now_ms, listing.created_ms)
@@ -190,29 +208,34 @@ class Shards:
         position = self._known(name)
         return None if position is None else Mark.of(position)
 
-    def _forget(self, name: str) -> None:
-        """A shard is listed for as long as it has messages."""
-        shard = self.by_name[name]
-        if not shard.mark.is_finished:
-            self._check_same_stream(shard.mark)
-            raise self._lost(f"{name}: gone, and not read to the end")
-        del self.by_name[name]
-
-    def _check_same_stream(self, mark: Mark) -> None:
-        if mark.seen_ms and mark.seen_ms < self.created_ms:
-            raise self._lost("the stream has been deleted and made anew")
+    def _check_same_stream(self, shard: Shard) -> None:
+        if shard.mark.seen_ms and shard.mark.seen_ms < self.created_ms:
+            raise self._lost(shard.name, "the stream has been deleted and made anew", None)
 
     def _check_kept(self, mark: Mark, name: str, now_ms: int) -> None:
         gap_ms = now_ms - self.retention_ms - mark.seen_ms
         if mark.seen_ms and not mark.is_finished and gap_ms > 0:
-            kept, away = self.retention_ms / 3_600_000, (now_ms - mark.seen_ms) / 3_600_000
+            kept, away = self.retention_ms / _HOUR_MS, (now_ms - mark.seen_ms) / _HOUR_MS
             raise self._lost(
-                f"{name} was last read {away:,.1f} hours ago, and the stream keeps messages for"
-                f" {kept:,.0f}: those of the hours between are gone, if there were any"
+                name,
+                f"was last read {away:,.1f} hours ago, and the stream keeps messages for"
+                f" {kept:,.0f}: those of the hours between are gone, if there were any",
+                Mark(mark.sequence, now_ms),
             )
 
-    def _lost(self, what: str) -> LostMessagesError:
-        return LostMessagesError(f"stream {self.stream}: {what}", self.where)
+    def _gone(self, name: str, mark: Mark | None, now_ms: int) -> LostMessagesError:
+        """A shard is listed for as long as it has messages."""
+        after = Mark(mark.sequence if mark else 0, now_ms, is_finished=True)
+        return self._lost(name, "is gone, and was not read to its end", after)
+
+    def _lost(self, name: str, what: str, after: Mark | None) -> LostMessagesError:
+        return LostMessagesError(
+            f"stream {self.stream}: {name}: {what}",
+            self.where,
+            "start with --accept-gap to go on behind it",
+            place=(self.table, name),
+            resume=after.position if after else None,
+        )
 
 
 def _parents(described: Mapping[str, Any]) -> tuple[str, ...]:

@@ -8,32 +8,9 @@ import fastavro
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tarn.ingestion.avro_types import ARROW, LOGICAL
 from tarn.ingestion.sources import BATCH_ROWS
 from tarn.ingestion.sources.files.broken import BrokenFileError
-
-_AVRO = {
-    "null": pa.null(),
-    "boolean": pa.bool_(),
-    "int": pa.int32(),
-    "long": pa.int64(),
-    "float": pa.float32(),
-    "double": pa.float64(),
-    "bytes": pa.binary(),
-    "string": pa.string(),
-    "enum": pa.string(),
-    "fixed": pa.binary(),
-}
-_AVRO_LOGICAL = {
-    "date": pa.date32(),
-    "time-millis": pa.time64("us"),
-    "time-micros": pa.time64("us"),
-    "timestamp-millis": pa.timestamp("us", "UTC"),
-    "timestamp-micros": pa.timestamp("us", "UTC"),
-    "timestamp-nanos": pa.timestamp("ns", "UTC"),
-    "local-timestamp-millis": pa.timestamp("us"),
-    "local-timestamp-micros": pa.timestamp("us"),
-    "uuid": pa.string(),
-}
 
 
 class ParquetFile:
@@ -99,14 +76,14 @@ def _arrow(told: Any) -> pa.DataType:
             raise BrokenFileError(f"a column is a union of {', '.join(map(str, kinds))}")
         return _arrow(kinds[0])
     if isinstance(told, str):
-        if told not in _AVRO:
+        if told not in ARROW:
             raise BrokenFileError(f"a column is of the named type {told}, used again")
-        return _AVRO[told]
+        return ARROW[told]
     kind, logical = told["type"], told.get("logicalType")
     if logical == "decimal":
         return pa.decimal128(told["precision"], told.get("scale", 0))
-    if logical in _AVRO_LOGICAL:
-        return _AVRO_LOGICAL[logical]
+    if logical in LOGICAL:
+        return LOGICAL[logical]
     if kind == "array":
         return pa.list_(_arrow(told["items"]))
     if kind == "map":

@@ -449,12 +449,13 @@ def _fit(array: pa.Array, kind: pa.DataType) -> tuple[pa.Array, pa.Array | None]
     """The column as its type or as text, and which values that would bend."""
     was = array.type
     if was == pa.float64():
+        if kind not in _NUMBERS:
+            return pa.nulls(len(array), kind), array.is_valid()
         bent = _beyond(array)
-        if kind != was:
-            whole = pc.equal(array, pc.trunc(array)) if kind == pa.int64() else False
-            bent = pc.or_(bent, pc.invert(pc.fill_null(whole, True)))
+        if kind == pa.int64():
+            bent = pc.or_(bent, pc.fill_null(pc.not_equal(array, pc.trunc(array)), False))
         array = pc.if_else(bent, pa.scalar(None, was), array)
-        return (pc.cast(array, kind) if kind == pa.int64() else array), bent
+        return pc.cast(array, kind), bent
     if was == pa.int64() and kind == pa.float64():
         double = pc.cast(array, kind, safe=False)
         return double, pc.fill_null(pc.greater_equal(pc.abs(double), _EXACT), False)
