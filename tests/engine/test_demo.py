@@ -1,4 +1,4 @@
-"""The demo's upstream systems against the original data: real servers, real clients."""
+"""The upstream systems of `python -m demo` against the original: real servers, real clients."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""The demo's streams: what is made, against the original; what brokers hold, against what is made.
+"""The streams of `python -m demo`: what is made, against the original; what brokers hold.
 
 Brokers are asked by clients of their own, independent of the demo's and of the lakehouse's.
 """
