@@ -200,7 +200,8 @@ def test_marts_built_as_events_come_are_those_built_at_once(
 ) -> None:
     project = Project(tmp_path / "project", project_env)
     land(project.lake, [], LOADED[0])
-    selected, seen = VIEWS, set[str]()
+    selected: Sequence[str] = VIEWS
+    seen: set[str] = set()
     for part, loaded_at in zip(parts(1), LOADED, strict=True):
         land(project.lake, part, loaded_at)
         project.dbt("run", "--select", *selected, *MARTS)
