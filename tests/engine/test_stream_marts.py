@@ -5,8 +5,8 @@ import math
 import os
 import random
 import subprocess
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -16,6 +16,7 @@ import polars as pl
 import pytest
 
 from tarn.storage.lake import Lake
+from tarn.storage.live import live
 from tests.engine.conftest import BIN, ROOT
 from tests.engine.shop_events import Row, Shop, land
 
@@ -199,7 +200,8 @@ def test_marts_built_as_events_come_are_those_built_at_once(
 ) -> None:
     project = Project(tmp_path / "project", project_env)
     land(project.lake, [], LOADED[0])
-    selected, seen = VIEWS, set[str]()
+    selected: Sequence[str] = VIEWS
+    seen: set[str] = set()
     for part, loaded_at in zip(parts(1), LOADED, strict=True):
         land(project.lake, part, loaded_at)
         project.dbt("run", "--select", *selected, *MARTS)
@@ -211,6 +213,113 @@ def test_marts_built_as_events_come_are_those_built_at_once(
     assert project.versions() == versions
     project.dbt("run", "--full-refresh", "--select", *MARTS)
     assert project.contents() == before
+
+
+def reported(folder: Path, sql: str) -> list[tuple[Any, ...]]:
+    """What a query of the operational views answers."""
+    with live(Lake(str(folder / "lake"))) as connection:
+        return connection.execute(sql).fetchall()
+
+
+def floored(moment: datetime, minutes: int) -> datetime:
+    return moment.replace(minute=moment.minute // minutes * minutes, second=0, microsecond=0)
+
+
+def check_orders(folder: Path) -> None:
+    """Hold what is told of orders, minute by minute and beside the tills, against raw tables."""
+    events = once(rows(folder, "raw_web_shop.orders"), "event_id")
+    placed = Counter(floored(e["occurred_at"], 1) for e in events if e["event_type"] == "placed")
+    minutes = reported(
+        folder, "select minute_start_at, order_count from outputs.rpt_orders_per_minute order by 1"
+    )
+    assert {minute: count for minute, count in minutes if count} == placed
+    starts = [start for start, _ in minutes]
+    assert {after - before for before, after in pairwise(starts)} == {timedelta(minutes=1)}
+    assert starts[0] == floored(min(event["occurred_at"] for event in events), 1)
+    assert starts[-1] == floored(
+        max(datetime(2018, 1, 1), *(event["occurred_at"] for event in events)), 1
+    )
+    ordered = {event["order_id"] for event in events}
+    rung_up = {receipt["order_id"] for receipt in rows(folder, "raw_pos.web_receipts")}
+    sides = reported(
+        folder, "select order_id, has_events, has_receipt from outputs.rpt_order_reconciliation"
+    )
+    assert sorted(sides) == sorted((o, o in ordered, o in rung_up) for o in ordered | rung_up)
+    statuses = "select distinct reconciliation_status from outputs.rpt_order_reconciliation"
+    lost = reported(folder, f"{statuses} where not (has_events and has_receipt)")
+    assert {"events lost", "receipt lost"} <= {status for (status,) in lost}
+    unequal = "select count(*) from outputs.rpt_order_reconciliation where difference_amount != 0"
+    assert reported(folder, unequal) == [(0,)]
+
+
+def check_payments(folder: Path) -> None:
+    """Hold what is told of payments that fail and of those from far off against raw tables."""
+    events = once(rows(folder, "raw_payments.payments"), "payment_id", "status")
+    tried = [event for event in events if event["status"] in ("authorized", "declined")]
+    attempts = Counter(floored(event["occurred_at"], 15) for event in tried)
+    declined = Counter(
+        floored(event["occurred_at"], 15) for event in tried if event["status"] == "declined"
+    )
+    quarters = reported(
+        folder,
+        "select quarter_start_at, attempt_count, declined_count, failure_rate"
+        " from outputs.rpt_payment_failure_rate",
+    )
+    assert {start: count for start, count, _, _ in quarters if count} == attempts
+    assert {start: count for start, _, count, _ in quarters if count} == declined
+    for _, count, failed, rate in quarters:
+        assert rate == (round(failed / count, 4) if count else None)
+    homes = {
+        event["household_id"]: {
+            "latitude": event["delivery__latitude"],
+            "longitude": event["delivery__longitude"],
+        }
+        for event in rows(folder, "raw_web_shop.orders")
+    }
+    far = {
+        (event["payment_id"], event["status"])
+        for event in tried
+        if (home := homes.get(event["household_id"]))
+        and kilometres(
+            home,
+            {"latitude": event["place__latitude"], "longitude": event["place__longitude"]},
+        )
+        > 100
+    }
+    told = "select payment_id, payment_status from outputs.rpt_fraud_signals"
+    assert far
+    assert {*reported(folder, f"{told} where is_unusual_distance")} == far
+
+
+def check_vans(folder: Path) -> None:
+    """Hold where vans are against the last that they sent."""
+    last: dict[str, Row] = {}
+    for event in rows(folder, "raw_vans.positions"):
+        at = event["occurred_at"], event["sequence"]
+        seen = last.get(event["van_id"])
+        if seen is None or at > (seen["occurred_at"], seen["sequence"]):
+            last[event["van_id"]] = event
+    moment = max(datetime(2018, 1, 1), *(event["occurred_at"] for event in last.values()))
+    day = {e["van_id"]: e for e in last.values() if moment - e["occurred_at"] < timedelta(days=1)}
+    columns = "van_id, latitude, longitude, order_id, signal_at, signal_age_seconds"
+    assert sorted(reported(folder, f"select {columns} from outputs.rpt_live_vehicles")) == sorted(
+        (
+            van,
+            event["latitude"],
+            event["longitude"],
+            event["order_id"],
+            event["occurred_at"],
+            round((moment - event["occurred_at"]).total_seconds()),
+        )
+        for van, event in day.items()
+    )
+
+
+@pytest.mark.parametrize("check_reports", [check_orders, check_payments, check_vans])
+def test_reports_of_the_demo_are_its_messages(
+    check_reports: Callable[[Path], None], built_project: Path
+) -> None:
+    check_reports(built_project)
 
 
 def test_marts_of_the_demo_are_its_messages(built_project: Path) -> None:

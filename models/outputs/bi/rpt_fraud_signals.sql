@@ -73,23 +73,14 @@ payments_paced as (
     from recent_payments
 ),
 
--- Where their orders go, and where they paid from a day or more before: a place of the
--- same hour is the same fraud's.
+-- Where its orders go. Where it paid from is none of them: a fraud would make its own
+-- place a usual one.
 usual_places as (
     select distinct
         household_id,
         delivery_latitude as latitude,
-        delivery_longitude as longitude,
-        cast('1900-01-01 00:00:00' as timestamp) as usual_from
+        delivery_longitude as longitude
     from order_events
-    union all
-    select
-        household_id,
-        payment_latitude as latitude,
-        payment_longitude as longitude,
-        occurred_at + interval 1 day as usual_from
-    from payment_events
-    where payment_status = 'authorized'
 ),
 
 payments_placed as (
@@ -102,9 +93,7 @@ payments_placed as (
         ) }}) as distance_km
     from recent_payments as payments
     inner join usual_places
-        on
-            payments.household_id = usual_places.household_id
-            and payments.occurred_at >= usual_places.usual_from
+        on payments.household_id = usual_places.household_id
     group by
         payments.payment_id,
         payments.payment_status
@@ -158,7 +147,7 @@ final as (
                         cast(
                             cast(distance_km as bigint) as {{ dbt.type_string() }}
                         )
-                        || ' km from any place they live or paid from before'
+                        || ' km from any place their orders go to'
             end,
             case
                 when is_unusual_pace
