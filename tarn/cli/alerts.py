@@ -1,9 +1,12 @@
 """The verbs of alerts: watch them, look at them, mute them."""
 
+import logging
 import signal
 import socket
 import sys
-from threading import Event
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Event, Thread
 from typing import TYPE_CHECKING
 
 import click
@@ -21,6 +24,11 @@ if TYPE_CHECKING:
     from tarn.serving.alerts.findings import Declared
     from tarn.serving.alerts.journal import Journal
     from tarn.serving.alerts.manual import Stand
+
+log = logging.getLogger(__name__)
+
+_LONGEST_END = 30.0
+"""Seconds that messages on their way are waited for."""
 
 
 @click.group(invoke_without_command=True)
@@ -117,6 +125,29 @@ def unmute(name: str) -> None:
 
     manual.unmute(_journal(), one(_declared(), name), now())
     say(f"{name} is no longer muted.")
+
+
+@contextmanager
+def watched(stop: Event) -> Iterator[None]:
+    """Evaluate the alerts beside what is done inside. What is wrong with them is told, and stops
+    nothing; at the end `stop` is set."""
+    thread = Thread(target=_watch, args=(stop,), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(_LONGEST_END)
+
+
+def _watch(stop: Event) -> None:
+    from tarn.serving.alerts.watching import watch as watch_alerts
+
+    try:
+        watch_alerts(stop, say)
+    except Exception as failure:
+        log.debug("alerts", exc_info=True)
+        say(f"alerts are not evaluated: {failure}")
 
 
 def _declared() -> "Sequence[Declared]":

@@ -27,6 +27,8 @@ from tarn.settings import SECRETS_FILE, Settings
 from tarn.strict_yaml import YamlFile, nearest, parse
 
 GIVEN = "--connection"
+_ADDRESS = {"rest_api": "base_url", "kinesis": "region"}
+"""Key of a connection that says more than the address that is given."""
 _KINDS = {"sql_database": "Database", "rest_api": "API", "delta_sharing": "Delta share"}
 
 
@@ -154,8 +156,8 @@ def _draft(wanted: Wanted, connection: str, home: Settings) -> Declared:
     """A declaration that has no tables yet."""
     kind = KINDS[wanted.kind]
     resolved: Any = home.expand(connection, GIVEN)
-    if wanted.kind == "rest_api":
-        resolved = {"base_url": resolved}
+    if wanted.kind in _ADDRESS:
+        resolved = {_ADDRESS[wanted.kind]: resolved}
     annotation: Any = kind.model_fields["connection"].annotation
     system = kind.model_construct(
         system=wanted.system,
@@ -183,7 +185,8 @@ def _fits(table: Offered, pattern: str) -> bool:
 
 def _declaration(wanted: Wanted, connection: str, offered: Sequence[Offered]) -> str:
     tables = [_told(table) for table in offered]
-    written: Any = {"base_url": connection} if wanted.kind == "rest_api" else connection
+    key = _ADDRESS.get(wanted.kind)
+    written: Any = {key: connection} if key else connection
     return render(
         "system.yml",
         system=wanted.system,

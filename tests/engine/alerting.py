@@ -14,7 +14,7 @@ from tarn.serving.alerts.findings import Declared
 from tarn.serving.alerts.journal import ALERTS, Event, Journal
 from tarn.serving.alerts.outbox import Outbox
 from tarn.serving.alerts.watching import Evaluator
-from tarn.storage.duck import select_from, show
+from tarn.storage.duck import prepare, select_from, show
 from tarn.storage.lake import Lake
 from tarn.storage.writer import write
 
@@ -62,6 +62,8 @@ def happen(lake: Lake, kind: str, *moments: datetime, sent_at: datetime | None =
 def connected(lake: Lake) -> duckdb.DuckDBPyConnection:
     """A connection to all tables as they are."""
     connection = duckdb.connect()
+    if not lake.is_local:
+        prepare(connection, lake)
     for name in lake.names():
         table = lake.table(name)
         assert table is not None

@@ -335,3 +335,9 @@ def test_what_was_sent_while_the_lake_is_away_is_not_sent_again(
     here.at(NOW + minutes(1))
     assert len(made.got) == 1
     assert [row["delivery"] for row in history(lake)] == ["delivered"]
+
+
+def test_who_has_no_channel_set_finds_it_in_the_table(lake: Lake) -> None:
+    happen(lake, "click", NOW)
+    Evaluating(lake).at(NOW)
+    assert [(row["change"], row["delivery"]) for row in history(lake)] == [("opened", "none")]

@@ -10,11 +10,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
 import yaml
 
+from tarn.cli.alerts import watched
+from tarn.settings import settings
 from tarn.storage.lake import Lake
 from tests.engine.alerting import WEBHOOK, happen, history
 from tests.engine.conftest import BIN, run
@@ -188,3 +191,26 @@ def test_kill_9_while_it_is_sent_loses_nothing_and_repeats_once(shop: Shop) -> N
             until(lambda: shop.rows()[0]["delivery"] == "delivered")
     assert len(set(shop.heard)) == 1
     assert (len(shop.heard), shop.changes()) == (2, ["opened"])
+
+
+def test_what_is_wrong_with_alerts_stops_nothing_else(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(shop.folder)
+    monkeypatch.delenv("HOOK", raising=False)
+    settings.cache_clear()
+    stop, said = Event(), ""
+
+    def is_told() -> bool:
+        nonlocal said
+        said += capsys.readouterr().out
+        return "alerts are not evaluated: models/alerts.yml: quiet: variable HOOK" in said
+
+    with watched(stop):
+        until(is_told)
+    assert stop.is_set()
+    # Where none is declared, nothing is started.
+    (shop.folder / "models/alerts.yml").unlink()
+    with watched(Event()):
+        until(lambda: "no alert is declared" in capsys.readouterr().out)
+    settings.cache_clear()

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from tarn.errors import TarnError
-from tarn.serving.alerts import manual
+from tarn.serving.alerts import manual, watching
 from tarn.serving.alerts.declaration import Alert, BusinessHours, Deviation
 from tarn.serving.alerts.hours import open_since, same_time_before
 from tarn.serving.alerts.journal import TAKE_OVER, Event
@@ -298,6 +298,17 @@ def test_a_process_killed_before_it_notes_sends_once_more_and_then_no_more(lake:
     assert Bench(lake, [declared("other")]).at(NOW + minutes(1)) == ["value: opened"]
 
 
+def test_a_query_that_hangs_ends(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watching, "_LONGEST_QUERY", 0.5)
+    happen(lake, "click", NOW)
+    endless = COUNT.replace("count(*)", "(select sum(hash(i)) from range(10000000000000) as t (i))")
+    bench = Bench(lake, [declared("endless", sql=endless), declared()])
+    assert sorted(bench.at(NOW)) == ["failure: opened", "value: opened"]
+    told = {each.condition: each.message for each in bench.sent}
+    assert "the query takes longer than 0.5 s" in told["failure"]
+
+
+@pytest.mark.everywhere
 def test_two_machines_send_a_change_once(lake: Lake) -> None:
     alerts = [declared()]
     happen(lake, "click", NOW)
@@ -392,6 +403,9 @@ def test_a_value_is_held_against_its_own_weekday_and_hour(lake: Lake) -> None:
     assert bench.at(NOW) == ["value: opened"]
     assert (bench.sent[0].alert, bench.sent[0].message) == ("below", "10 of 20")
     assert (bench.sent[0].usual, bench.sent[0].lower_bound) == (20, 16)
+    lacking = "young: nothing is concluded: history of 5 weeks, and 6 are needed"
+    bench.at(NOW + minutes(1))
+    assert bench.said.count(lacking) == 1
 
 
 def test_a_window_of_a_metric_ends_with_a_whole_grain() -> None:

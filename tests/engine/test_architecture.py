@@ -84,7 +84,9 @@ def test_the_engine_knows_no_business() -> None:
     declared = [yaml.safe_load(file.read_text()) for file in (ROOT / "ingestion").glob("*.yml")]
     words = {table for system in declared for table in system["tables"]}
     words |= {word.removesuffix("s") for word in words} - {"store"}
-    words -= {"stores", "products", "leads", "lead"}  # Also verbs and arithmetic.
+    # Also verbs, arithmetic, SQL, a library, and how far a stream has been read.
+    words -= {"stores", "products", "leads", "lead", "order", "orders", "click"}
+    words -= {"position", "positions"}
     words |= {path.stem for path in (ROOT / "models").rglob("*.sql")}
     pattern = re.compile(rf"\b({'|'.join(sorted(words))})\b", re.I)
     found = {

@@ -15,8 +15,10 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import boto3  # type: ignore[import-untyped]
@@ -24,12 +26,13 @@ import duckdb
 import grpc  # type: ignore[import-untyped]
 import pytest
 from confluent_kafka import Consumer, TopicPartition
+from deltalake import DeltaTable
 from google.pubsub_v1 import SubscriberClient
 from google.pubsub_v1.services.subscriber.transports import SubscriberGrpcTransport
 from paho.mqtt.client import Client
 from paho.mqtt.enums import CallbackAPIVersion
 
-from tests.engine.conftest import BIN, ROOT
+from tests.engine.conftest import BIN, ROOT, copy_project
 from tests.engine.conftest import run as command
 from tests.engine.demos import (
     DEMO,
@@ -54,6 +57,7 @@ TOPICS = {
     "vans": ("vans", "positions", ("van_id", "sequence")),
 }
 """System, table and key of each topic."""
+GOOD = "fault is null"
 SHOP = ("web.clicks", "web.orders")
 
 
@@ -348,9 +352,15 @@ def _is_open(address: str) -> bool:
 # What keeps going.
 
 
-def test_the_week_is_sent_again_as_if_it_was_now(tmp_path: Path, run: Path) -> None:
+@pytest.fixture
+def own(run: Path, tmp_path: Path) -> Path:
+    """A run folder of the test's own: what is sent by it is part of its later bursts."""
     own = tmp_path / "run"
     shutil.copytree(run, own, copy_function=os.link, ignore=shutil.ignore_patterns("brokers.*"))
+    return own
+
+
+def test_the_week_is_sent_again_as_if_it_was_now(own: Path) -> None:
     with serving(own) as environment, started(own, "stream", "--speed", "600") as stream:
         address = environment["WEB_SHOP_KAFKA"]
         made = Counter(_kafka(address, *SHOP))
@@ -378,12 +388,12 @@ def _is_json(text: str) -> bool:
     return True
 
 
-def test_it_says_so_when_the_brokers_end(run: Path) -> None:
-    with serving(run):
+def test_it_says_so_when_the_brokers_end(own: Path) -> None:
+    with serving(own):
         stream = subprocess.Popen(
             [*DEMO, "stream", "--speed", "6000"],
             cwd=ROOT,
-            env=environment_of(run),
+            env=environment_of(own),
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -412,3 +422,81 @@ def test_tarn_hands_over_to_the_demo_of_the_project(run: Path, tmp_path: Path) -
 
 def _tarn(project: Path, run: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return command(project, environment_of(run), str(BIN / "tarn"), *arguments)
+
+
+# What the lakehouse makes of it.
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory, run: Path) -> Path:
+    """A project that has read the streams as they are when the demo starts, and again later."""
+    project = tmp_path_factory.mktemp("loaded") / "project"
+    copy_project(project)
+    for _ in ("first", "again"):
+        systems = sorted({system for system, _, _ in TOPICS.values()})
+        ingest = [str(BIN / "tarn"), "ingest", *systems]
+        done = command(project, environment_of(run), *DEMO, "--", *ingest)
+        assert done.returncode == 0, done.stdout + done.stderr
+    return project
+
+
+def _lake(made: duckdb.DuckDBPyConnection, project: Path, schema: str, table: str) -> str:
+    """Register a table of the lake as it is now; its name."""
+    name = f"{schema}_{table}"
+    made.register(name, DeltaTable(project / "lake" / schema / table).to_pyarrow_table())
+    return name
+
+
+@pytest.mark.parametrize("topic", TOPICS)
+def test_the_lake_has_each_event_once_and_as_it_was(
+    made: duckdb.DuckDBPyConnection, project: Path, topic: str
+) -> None:
+    system, table, _ = TOPICS[topic]
+    landed = _lake(made, project, f"raw_{system}", table)
+    [(event,)] = made.sql(f'select event from "{topic}" limit 1').fetchall()
+    paths = list(_leaves(event))
+    happened = [_comparable(f"event.{path}") for path in paths]
+    rows = [_comparable(path.replace(".", "__")) for path in paths]
+    expected = f'select {", ".join(happened)} from "{topic}" where not is_duplicate and {GOOD}'
+    found = f"select {', '.join(rows)} from {landed}"
+    assert made.sql(f"({expected}) except all ({found})").fetchall() == []
+    assert made.sql(f"({found}) except all ({expected})").fetchall() == []
+    dates = made.sql(f"select count(*) from {landed} where _event_date != occurred_at::date")
+    assert dates.fetchall() == [(0,)]
+
+
+def _leaves(event: dict[str, Any]) -> Iterator[str]:
+    for name, value in event.items():
+        if isinstance(value, dict):
+            yield from (f"{name}.{leaf}" for leaf in _leaves(value))
+        else:
+            yield name
+
+
+def _comparable(column: str) -> str:
+    """Times are texts in events, and instants in the lake."""
+    return f"epoch_ms(cast({column} as timestamp))" if column.endswith("_at") else column
+
+
+@pytest.mark.parametrize("topic", TOPICS)
+def test_every_message_is_accounted_for(
+    made: duckdb.DuckDBPyConnection, project: Path, topic: str
+) -> None:
+    system, table, _ = TOPICS[topic]
+    loads = _lake(made, project, "tarn", "loads")
+    bad = _lake(made, project, f"quarantine_{system}", table)
+    sent, faults, again = made.sql(
+        f'select count(*), count(fault), sum(is_duplicate::int) from "{topic}"'
+    ).fetchall()[0]
+    counts = made.sql(f"""
+        select rows_read, rows_accepted, rows_quarantined, rows_deduplicated from {loads}
+        where system = '{system}' and table_name = '{table}' and rows_accepted > 0
+    """).fetchall()
+    # However many times it is loaded: what comes again is of no load that brought rows.
+    assert [sum(each) for each in zip(*counts, strict=True)] == [
+        sent,
+        sent - faults - again,
+        faults,
+        again,
+    ]
+    assert made.sql(f"select count(*) from {bad}").fetchall() == [(faults,)]

@@ -109,6 +109,7 @@ def test_a_port_that_is_taken_is_refused_in_a_sentence() -> None:
         pass
 
 
+@pytest.mark.everywhere
 def test_a_new_run_remembers_the_last_event_and_commit(lake: Lake) -> None:
     tell(Gauges(lake, "shop"))
     again = Gauges(lake, "shop")

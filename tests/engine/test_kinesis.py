@@ -11,13 +11,16 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+import yaml
 
 from tarn.errors import TarnError
 from tarn.ingestion.declarations import declare
 from tarn.ingestion.streams import Batch, LostMessagesError, Place
 from tarn.ingestion.streams.aggregated import taken_apart
 from tarn.ingestion.streams.kinesis import Kinesis
+from tarn.ingestion.streams.positions import held, position
 from tarn.ingestion.streams.shards import Answer, Listing, Mark, Shards
+from tarn.scaffold.system import Wanted, new_system
 from tarn.settings import settings
 from tests.engine.ingesting import Project, project
 from tests.engine.killing import killed, landed, stream_once
@@ -402,3 +405,56 @@ def test_streams_that_are_killed_lose_and_double_nothing(
     versions = project.versions()
     stream_once(project, "pay")
     assert project.versions()["raw_pay.payments"] == versions["raw_pay.payments"]
+
+
+def test_a_new_system_is_declared_from_the_streams_there_are(
+    project: Project, kinesis: Service, stream: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kinesis.create(stream)
+    kinesis.put(stream, [b'{"payment_id": "p1", "place": {"city": "Kiel"}, "amount": 1.5}'])
+    monkeypatch.setenv("AWS_ENDPOINT_URL_KINESIS", kinesis.url)
+    for name, value in KEYS.items():
+        monkeypatch.setenv(name.upper(), value)
+    settings.cache_clear()
+    (project.path / "models").mkdir()
+    table = stream.replace("-", "_")
+    made = new_system(Wanted("kinesis", "shop", REGION, [table]), settings())
+    declared = yaml.safe_load(made.files["ingestion/shop.yml"])
+    assert declared["connection"] == {"region": REGION}
+    assert declared["tables"] == {table: {"stream": stream}}
+    staging = made.files[f"models/staging/shop/stg_shop__{table}.sql"]
+    for column in ("payment_id", "place__city", "amount", "_sent_at"):
+        assert column in staging
+
+
+def test_after_a_gap_that_is_accepted_reading_goes_on(
+    project: Project, kinesis: Service, stream: str
+) -> None:
+    transport(project, kinesis.url, stream)
+    kinesis.create(stream)
+    kinesis.put(stream, payments(0, 100))
+    stream_once(project, "pay")
+    kinesis.client.delete_stream(StreamName=stream)
+    _next_second()
+    kinesis.create(stream)
+    kinesis.put(stream, payments(100, 200))
+    with pytest.raises(AssertionError, match=r"made anew(?s:.*)--accept-gap"):
+        stream_once(project, "pay")
+    assert len(project.rows("raw_pay.payments")) == 100
+    stream_once(project, "pay", "--accept-gap")
+    assert set(landed(project, "raw_pay.payments", "payment_id")) == set(range(200))
+
+
+def test_a_quiet_shard_is_known_to_have_been_read(
+    project: Project, kinesis: Service, stream: str
+) -> None:
+    """Its position has the time, or a short absence would look like one without end."""
+    transport(project, kinesis.url, stream, ", commit_every: 100ms")
+    kinesis.create(stream, 2)
+    kinesis.put(stream, payments(0, 1))
+    stream_once(project, "pay")
+    table = project.lake.table("raw_pay.payments")
+    known = {shard: position(held(table, shard)) for shard in (FIRST, SECOND)}
+    for reached in known.values():
+        assert reached is not None
+        assert abs(Mark.of(reached).seen_ms / 1000 - time.time()) < 600

@@ -10,14 +10,20 @@ from contextlib import closing, contextmanager
 from dataclasses import replace
 from threading import Event, Thread
 from time import sleep, time
+from urllib.request import urlopen
 
 import pytest
 
 from tarn.errors import TarnError
+from tarn.ingestion.clock import now
 from tarn.ingestion.declarations import declared
-from tarn.ingestion.streams import Batch
+from tarn.ingestion.status import status
+from tarn.ingestion.streams import Batch, consumer, gauges
+from tarn.ingestion.streams.consumer import Wishes
 from tarn.ingestion.streams.pubsub import Pubsub
+from tarn.ingestion.streams.running import run
 from tarn.settings import settings
+from tarn.storage.loads import TableStatus
 from tests.engine.conftest import BIN, ROOT
 from tests.engine.ingesting import Project, counts_of, project
 from tests.engine.pubsub import PROJECT, SERVERS, Broker, broker, free_port
@@ -29,6 +35,12 @@ DEADLINE_SECONDS = 10
 """The shortest that Pub/Sub has."""
 KILLS = int(os.environ.get("TARN_PUBSUB_KILLS", "3"))
 """More by hand: TARN_PUBSUB_KILLS=60 pytest -n 0 tests/engine/test_pubsub.py -k kill."""
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Streams that are read once end soon after the last message."""
+    monkeypatch.setattr(consumer, "_IDLE_SECONDS", 1.5)
 
 
 @pytest.fixture(params=SERVERS)
@@ -147,9 +159,9 @@ def test_a_key_keeps_its_order(
 ) -> None:
     server.make("moves", enable_message_ordering=True)
     shop = transport(project, monkeypatch, server.address, "  moves: {}")
-    published = server.publish("moves", [str(i).encode() for i in range(20)], key="van-1")
+    published = server.publish("moves", [str(i).encode() for i in range(8)], key="van-1")
     with opened(shop):
-        came = read(shop, 20)
+        came = read(shop, 8)
     assert [each for batch in came for each in batch.offsets] == published
 
 
@@ -264,6 +276,45 @@ def test_what_had_landed_before_it_was_acknowledged_is_known_by_its_id(
     assert counts_of(project.load("shop")["orders"]) == (300, 0, 0, 300)
     assert len(project.rows("raw_shop.orders")) == 300
     assert server.waiting("orders") == []
+
+
+def test_a_lake_that_cannot_be_written_is_told_until_it_can_be(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gauges, "_EVERY", 0.1)
+    in_the_way = project.path / "lake/raw_shop"
+    in_the_way.parent.mkdir()
+    in_the_way.touch()
+    with broker("demo") as server:
+        server.make("orders")
+        server.publish("orders", orders(10))
+        transport(project, monkeypatch, server.address, "  orders: {commit_every: 100ms}")
+        systems, stop, port = declared(project.path / "ingestion"), Event(), free_port()
+        given = (systems, settings(), Wishes(), stop, print)
+        stream = Thread(target=run, args=given, kwargs={"metrics_port": port})
+        stream.start()
+        told = wait_for_state(project, "failed")
+        assert told.error == "orders: cannot be written, trying again"
+        in_the_way.unlink()
+        wait_for_state(project, "ok")
+        with urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+            metrics = answer.read().decode().splitlines()
+        assert 'tarn_stream_rows_committed_total{system="shop",table="orders"} 10.0' in metrics
+        assert 'tarn_stream_up{system="shop"} 1.0' in metrics
+        stop.set()
+        stream.join()
+        assert server.waiting("orders") == []
+    assert len(project.rows("raw_shop.orders")) == 10
+
+
+def wait_for_state(project: Project, wanted: str) -> TableStatus:
+    until = time() + 60
+    while True:
+        [found] = status(project.lake, declared(project.path / "ingestion"), now())
+        if found.state == wanted:
+            return found
+        assert time() < until, found
+        sleep(0.1)
 
 
 def test_kills_lose_and_double_nothing(

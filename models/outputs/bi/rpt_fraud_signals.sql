@@ -16,9 +16,14 @@ baskets as (
     select * from {{ ref('fct_baskets') }}
 ),
 
-bounds as (
-    select {{ project_moment('max(occurred_at)') }} - interval 28 day as first_at
+last_payments as (
+    select max(occurred_at) as last_at
     from payment_events
+),
+
+bounds as (
+    select {{ project_moment('last_at') }} - interval 28 day as first_at
+    from last_payments
 ),
 
 recent_payments as (

@@ -11,9 +11,14 @@ order_events as (
     select * from {{ ref('fct_order_events') }}
 ),
 
-bounds as (
-    select {{ project_moment('max(occurred_at)') }} as moment
+last_positions as (
+    select max(occurred_at) as last_at
     from positions
+),
+
+bounds as (
+    select {{ project_moment('last_at') }} as moment
+    from last_positions
 ),
 
 -- By the van's own count where two positions bear the same time.

@@ -15,9 +15,14 @@ baskets as (
     select * from {{ ref('fct_baskets') }}
 ),
 
-bounds as (
-    select {{ project_moment('max(occurred_at)') }} as moment
+last_events as (
+    select max(occurred_at) as last_at
     from order_events
+),
+
+bounds as (
+    select {{ project_moment('last_at') }} as moment
+    from last_events
 ),
 
 receipt_bounds as (

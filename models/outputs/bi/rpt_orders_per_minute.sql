@@ -7,11 +7,18 @@ order_events as (
     select * from {{ ref('fct_order_events') }}
 ),
 
-bounds as (
+events_bounded as (
     select
         min(occurred_at) as first_at,
-        {{ project_moment('max(occurred_at)') }} as moment
+        max(occurred_at) as last_at
     from order_events
+),
+
+bounds as (
+    select
+        first_at,
+        {{ project_moment('last_at') }} as moment
+    from events_bounded
 ),
 
 minutes_bounded as (

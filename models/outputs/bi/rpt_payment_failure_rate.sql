@@ -9,11 +9,18 @@ payment_events as (
     where payment_status in ('authorized', 'declined')
 ),
 
-bounds as (
+events_bounded as (
     select
         min(occurred_at) as first_at,
-        {{ project_moment('max(occurred_at)') }} as moment
+        max(occurred_at) as last_at
     from payment_events
+),
+
+bounds as (
+    select
+        first_at,
+        {{ project_moment('last_at') }} as moment
+    from events_bounded
 ),
 
 quarters_bounded as (

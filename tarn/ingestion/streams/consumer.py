@@ -383,6 +383,7 @@ class Stream:
             table.job, table.under_way, table.job_bytes = None, [], 0
             table.drop()
             table.landing.forget()
+        self._goal = _Goal()
         self.transport.close()
         self.transport.open(self._position)
         for name, table in self.tables.items():
@@ -427,9 +428,15 @@ class Stream:
         if trouble != self._trouble:
             self.tell(f"{self.declared.name}: {trouble or 'all is well again'}")
             self._trouble, self._trouble_since = trouble, at
-        self.gauges.trouble(trouble)
+        self.gauges.trouble(trouble or self._unwritten)
         if trouble and self.wishes.once and at - self._trouble_since > self._patience:
             raise TarnError(trouble, self.declared.file.where("connection"))
+
+    @property
+    def _unwritten(self) -> str | None:
+        """What cannot be written just now."""
+        names = [name for name, each in self.tables.items() if each.failed_at is not None]
+        return f"{', '.join(names)}: cannot be written, trying again" if names else None
 
     def _record(self) -> None:
         """Tell `tarn.loads` what has landed under one load, and begin another."""
@@ -466,17 +473,14 @@ class Stream:
         return self.wishes.once and self._goal.is_reached(monotonic())
 
     def _finish(self) -> None:
-        """Commit all that was read."""
-        while any(each.waiting or each.job for each in self.tables.values()):
+        """Commit all that was read. What cannot be written now, the next run reads again."""
+        while left := {n: each for n, each in self.tables.items() if each.waiting or each.job}:
             self._commit(is_last=True)
             self._wait()
-            if self._is_hopeless():
+            if all(each.failed_at is not None and not each.job for each in left.values()):
+                for name in left:
+                    self.progress[name].error = f"{name}: what was read last is not written yet"
                 break
-
-    def _is_hopeless(self) -> bool:
-        """Whether what is left could not be written a moment ago: the next run reads it again."""
-        left = [each for each in self.tables.values() if each.waiting or each.job]
-        return bool(left) and all(each.failed_at is not None and not each.job for each in left)
 
     def _end(self) -> None:
         try:

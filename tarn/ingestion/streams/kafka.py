@@ -233,8 +233,10 @@ class Kafka(Transport):
             raise self._told(error.args[0]) from error
 
     def _name(self) -> str:
-        """The same for each consumer of this system in this project on this machine."""
-        place = f"{socket.gethostname()}:{self.home.work_dir}:{self.home.lake}"
+        """The same for each consumer of this system in this project on this machine. A broker that
+        knows the name gives back the partitions that it had, of other topics too."""
+        topics = ",".join(sorted(self._tables))
+        place = f"{socket.gethostname()}:{self.home.work_dir}:{self.home.lake}:{topics}"
         return f"tarn-{hashlib.sha256(place.encode()).hexdigest()[:16]}"
 
     def _check_topics(self) -> None:

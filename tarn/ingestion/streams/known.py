@@ -73,27 +73,19 @@ class Known:
         if table is None:
             return
         since = until - self.within
-        rows = f"({select_from(table)})"
+        rows = f"({select_from(table)}) where {LOADED_AT} >= make_timestamp(?)"
+        instant = f"epoch_us({LOADED_AT})"
         with self.desk.session() as connection:
-            counted = connection.execute(
-                f"select count(*) from {rows} where {LOADED_AT} >= make_timestamp(?)", [since]
-            ).fetchone()
+            counted = connection.execute(f"select count(*) from {rows}", [since]).fetchone()
             assert counted is not None
             if counted[0] > MOST_HASHES:
                 share = 1 - MOST_HASHES / counted[0]
-                half = connection.execute(
-                    f"select approx_quantile(epoch_us({LOADED_AT}), {share:.9f}) from {rows}"
-                    f" where {LOADED_AT} >= make_timestamp(?)",
-                    [since],
-                ).fetchone()
-                assert half is not None
-                self._only_in_lake = (since, int(half[0]))
-                since = int(half[0])
-            found = connection.execute(
-                f"select {self._hash} as h, epoch_us({LOADED_AT}) as at from {rows}"
-                f" where {LOADED_AT} >= make_timestamp(?)",
-                [since],
-            ).fetchnumpy()
+                sql = f"select quantile_disc({instant}, {share}) from {rows}"
+                begin = connection.execute(sql, [since]).fetchone()
+                assert begin is not None
+                self._only_in_lake, since = (since, int(begin[0])), int(begin[0])
+            sql = f"select {self._hash} as h, {instant} as at from {rows}"
+            found = connection.execute(sql, [since]).fetchnumpy()
         if len(found["h"]):
             run = _sorted(found["h"].astype(np.uint64), found["at"].astype(np.int64))
             (self._kept if self.lasting else self._runs).append(run)

@@ -55,7 +55,7 @@ class Outbox:
         for event in pending:
             missing = self._missing(event)
             if not missing or at - event.happened_at > _GIVE_UP:
-                self._end(event, at, is_sent=not missing)
+                self._end(event, at, is_given_up=bool(missing))
                 continue
             for channel in missing:
                 lane = (event.alert, channel.label)
@@ -89,12 +89,15 @@ class Outbox:
         has = {*event.delivered_to, *self._sent.get((event.alert, event.sequence), ())}
         return [each for each in self.channels.get(event.alert, ()) if each.label not in has]
 
-    def _end(self, event: Event, at: datetime, *, is_sent: bool) -> None:
-        if is_sent:
-            self.journal.note(replace(event, delivery="delivered", delivered_at=at))
-        else:
+    def _end(self, event: Event, at: datetime, *, is_given_up: bool) -> None:
+        if is_given_up:
             self.say(f"{event.alert}: given up after a day: {event.message}")
             self.journal.note(replace(event, delivery="given up"))
+        elif event.delivered_to:
+            self.journal.note(replace(event, delivery="delivered", delivered_at=at))
+        else:
+            # It has no channel any more, or none whose variable is set.
+            self.journal.note(replace(event, delivery="none"))
 
     def _collect(self, at: datetime) -> None:
         for future in [each for each in self._sending if each.done()]:
@@ -107,8 +110,9 @@ class Outbox:
                 self._undelivered(event, label, failure, at)
         for key, labels in list(self._sent.items()):
             # What cannot be noted now, as the lake is away, is not sent again for that.
-            if event := self.journal.waiting(*key):
-                self._note(replace(event, delivered_to=(*event.delivered_to, *labels)), at)
+            if waiting := self.journal.waiting(*key):
+                delivered_to = (*waiting.delivered_to, *labels)
+                self._note(replace(waiting, delivered_to=delivered_to), at)
             del self._sent[key]
 
     def _note(self, event: Event, at: datetime) -> None:

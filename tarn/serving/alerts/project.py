@@ -1,7 +1,10 @@
 """The alerts that a project declares, as it is now."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
+
+import yaml
 
 from tarn.errors import TarnError
 from tarn.serving.alerts.declaration import END, START, Alert, label
@@ -14,9 +17,13 @@ from tarn.serving.project import parsed
 from tarn.settings import Settings
 from tarn.strict_yaml import nearest
 
+_ALERT = re.compile(r"kind:\s*[\"']?alert\b")
+
 
 def declared(home: Settings) -> list[Declared]:
     """All alerts by name, their metrics compiled. dbt reads the project for it, in seconds."""
+    if not _are_any(home):
+        return []
     target = parsed(home, "alerts")
     manifest = json.loads((target / "manifest.json").read_text(encoding="utf-8"))
     metrics = MetricCompiler(target / "semantic_manifest.json")
@@ -61,3 +68,11 @@ def _sql(alert: Alert, metrics: MetricCompiler, where: str) -> str:
         return metrics.sql(Query(alert.metric, where=within))
     except TarnError as error:
         raise TarnError(error.what, where, error.fix) from None
+
+
+def _are_any(home: Settings) -> bool:
+    """Whether a file of the models speaks of an alert; if none does, dbt need not be started."""
+    project = yaml.safe_load((home.project_dir / "dbt_project.yml").read_text()) or {}
+    folders = [home.project_dir / each for each in project.get("model-paths", ["models"])]
+    files = (file for folder in folders for file in folder.rglob("*.y*ml"))
+    return any(_ALERT.search(file.read_text(encoding="utf-8")) for file in files)

@@ -12,6 +12,7 @@ from threading import Timer
 
 import duckdb
 
+from tarn.errors import TarnError
 from tarn.serving.alerts.declaration import Alert
 from tarn.serving.alerts.findings import Declared, Finding, find
 from tarn.serving.alerts.journal import Event, Journal
@@ -61,6 +62,8 @@ class Evaluator:
         self.alerts, self.lake, self.journal, self.outbox = alerts, lake, journal, outbox
         self.say, self._connect = say, connect or (lambda: live(lake))
         self._turns: dict[str, _Turn] = {}
+        self._held: dict[str, str] = {}
+        """By alert, why nothing is concluded of its value."""
 
     def round(self, at: datetime, *, everything: bool = False) -> float:
         """Evaluate what is due and send what that changed; gives seconds to wait."""
@@ -79,6 +82,7 @@ class Evaluator:
         turn.due_at = at + _backed_off(each.alert, turn.failures)
         for finding in findings:
             self._take(each, finding, at)
+        self._tell_held(each, findings)
 
     @contextmanager
     def _connected(self) -> Iterator[duckdb.DuckDBPyConnection]:
@@ -89,6 +93,8 @@ class Evaluator:
             timer.start()
             try:
                 yield connection
+            except duckdb.InterruptException:
+                raise TarnError(f"the query takes longer than {_LONGEST_QUERY:g} s") from None
             finally:
                 timer.cancel()
 
@@ -100,6 +106,15 @@ class Evaluator:
         event = self.journal.step(each.name, each.alert, change, at) if change else None
         if event is not None and change is not None and change.is_told:
             self.say(told(event))
+
+    def _tell_held(self, each: Declared, findings: Sequence[Finding]) -> None:
+        """Say why nothing is concluded, when that changes."""
+        held = next((f.text for f in findings if f.condition == "value" and f.is_bad is None), "")
+        if held != self._held.get(each.name, ""):
+            self.say(
+                f"{each.name}: {f'nothing is concluded: {held}' if held else 'measured again'}"
+            )
+        self._held[each.name] = held
 
     def _waits(self, each: Declared, finding: Finding) -> bool:
         """Whether the last message of a condition has not even been sent yet."""

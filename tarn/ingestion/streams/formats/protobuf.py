@@ -51,7 +51,7 @@ _AT_HAND = (
     meta_pb2,
     decimal_pb2,
 )
-"""Files that others build on and need not bring; none before those that it builds on."""
+"""Files that others build on and need not bring."""
 _TYPES = {
     FieldDescriptor.CPPTYPE_INT32: pa.int64(),
     FieldDescriptor.CPPTYPE_INT64: pa.int64(),
@@ -186,22 +186,21 @@ def _file(name: str, text: str | None) -> descriptor_pb2.FileDescriptorProto:
 
 
 def _pool(files: Iterable[descriptor_pb2.FileDescriptorProto]) -> DescriptorPool:
-    """The files' types, and those that all may build on."""
+    """The files' types, and those that they build on."""
     pool = DescriptorPool()
-    by_name = {file.name: file for file in files}
-    for module in _AT_HAND:
-        if module.DESCRIPTOR.name not in by_name:
-            pool.AddSerializedFile(module.DESCRIPTOR.serialized_pb)
+    texts = {module.DESCRIPTOR.name: module.DESCRIPTOR.serialized_pb for module in _AT_HAND}
+    brought = {file.name: file.SerializeToString() for file in files}
     added: set[str] = set()
 
     def add(name: str) -> None:
-        if name in by_name and name not in added:
+        text = {**texts, **brought}.get(name)
+        if text is not None and name not in added:
             added.add(name)
-            for each in by_name[name].dependency:
+            for each in descriptor_pb2.FileDescriptorProto.FromString(text).dependency:
                 add(each)
-            pool.AddSerializedFile(by_name[name].SerializeToString())
+            pool.AddSerializedFile(text)
 
-    for name in by_name:
+    for name in brought:
         add(name)
     return pool
 
