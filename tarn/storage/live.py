@@ -30,6 +30,7 @@ from tarn.storage.duck import (
 )
 from tarn.storage.lake import Lake
 from tarn.storage.releases import pinned
+from tarn.storage.writer import UPKEEP
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +40,8 @@ _RAW = "raw_"
 _OWN = "tarn."
 _LISTED_FILES = 1000
 """Up to so many files a query plans faster over a list of them than by reading the log."""
+_UPKEEP_AT_MOST = 10
+"""So many commits back, past those of upkeep, the one that added rows is looked for."""
 _FILE = "memory.duckdb"
 """A file's name is its database's, and dbt's SQL names the one that is in memory."""
 _OPEN_AGAIN = 60.0
@@ -54,7 +57,7 @@ class Latest:
 
     version: int
     committed_at: datetime
-    """UTC."""
+    """When rows were last added; UTC. Upkeep, which moves rows to other files, does not count."""
     columns: str
     """Names and types, as JSON."""
     is_stream: bool
@@ -62,7 +65,9 @@ class Latest:
     @classmethod
     def of(cls, name: str, table: DeltaTable) -> "Latest":
         """What a table is at."""
-        at = datetime.fromtimestamp(table.history(1)[0]["timestamp"] / 1000, UTC)
+        history = table.history(_UPKEEP_AT_MOST)
+        last = next((commit for commit in history if UPKEEP not in commit), history[-1])
+        at = datetime.fromtimestamp(last["timestamp"] / 1000, UTC)
         return cls(table.version(), at, table.schema().to_json(), _is_stream(name, table))
 
 

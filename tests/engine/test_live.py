@@ -7,6 +7,7 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 import pytest
+from deltalake import CommitProperties
 
 from tarn.errors import TarnError
 from tarn.settings import settings
@@ -15,6 +16,7 @@ from tarn.storage.duck import prepare
 from tarn.storage.lake import Lake
 from tarn.storage.live import Live, live, write
 from tarn.storage.releases import Pin
+from tarn.storage.writer import UPKEEP
 from tarn.storage.writer import write as write_rows
 from tests.engine.conftest import run
 from tests.engine.test_dbt import Project
@@ -207,6 +209,22 @@ def test_many_small_files_are_read_like_few(shop: Lake) -> None:
     (sql,) = ask(seen, "select sql from duckdb_views() where view_name = 'events'"
                        " and schema_name = 'raw_shop'")  # fmt: skip
     assert "read_parquet" in str(sql)
+
+
+def test_upkeep_is_no_sign_of_life(shop: Lake) -> None:
+    seen = Live(shop)
+    seen.refresh()
+    before = seen.streams["raw_shop.events"]
+    append(shop, "raw_shop.events", 2)
+    moved = CommitProperties(custom_metadata={UPKEEP: "compact"})
+    appended = shop.table("raw_shop.events")
+    assert appended
+    appended_at = appended.history(1)[0]["timestamp"]
+    appended.optimize.compact(commit_properties=moved)
+    seen.refresh()
+    compacted = seen.streams["raw_shop.events"]
+    assert compacted.version == before.version + 2
+    assert int(compacted.committed_at.timestamp() * 1000) == appended_at
 
 
 @pytest.mark.parametrize("is_moving", [False, True])
