@@ -8,7 +8,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -22,7 +22,7 @@ from confluent_kafka import Consumer, Producer
 from deltalake import DeltaTable
 
 from benchmarks.harness import CONSOLE, RUN, Contender, compare, python
-from tarn.ingestion.streams import landing, positions
+from tarn.ingestion.streams import positions
 from tarn.ingestion.streams.tidying import Tidier
 from tarn.storage.duck import select_from
 from tarn.storage.lake import Lake
@@ -133,10 +133,10 @@ def plain(address: str) -> None:
 
 def careless() -> None:
     """Our own consumer, but its commits say nothing of positions, and nothing is compared."""
-    landing.positions.transactions = lambda partitions: {}  # type: ignore[assignment]
-    landing.positions.fence = lambda partitions: {}  # type: ignore[assignment]
     from tarn.cli import main
 
+    for name in ("transactions", "fence"):
+        setattr(positions, name, lambda partitions: {})
     sys.argv = ["tarn", "stream", "--once"]
     main()
 
@@ -254,7 +254,11 @@ def scan(root: str) -> None:
     (RUN / "streams_files/seconds").write_text(str(time.perf_counter() - began))
 
 
-PARTS = {"throughput": throughput, "latency": latency, "memory": memory}
+PARTS: Mapping[str, Callable[[Kafka], None]] = {
+    "throughput": throughput,
+    "latency": latency,
+    "memory": memory,
+}
 
 
 def main(names: Sequence[str]) -> None:
