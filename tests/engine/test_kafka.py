@@ -81,6 +81,8 @@ class Shop:
             text=True,
         ) as process:
             try:
+                assert process.stdout is not None
+                assert process.stdout.readline() == "streaming shop: orders\n"
                 yield process
             finally:
                 process.kill()
@@ -258,13 +260,28 @@ def test_what_waits_in_memory_is_bounded(shop: Shop, monkeypatch: pytest.MonkeyP
 def test_a_stop_commits_what_was_read(shop: Shop) -> None:
     shop.declare(ORDERS.replace("200ms", "1h"))
     shop.send("orders", *orders(range(100)))
-    with shop.streaming() as process:
-        time.sleep(8)
-        process.send_signal(signal.SIGTERM)
-        said, _ = process.communicate(timeout=30)
-    assert process.returncode == 0, said
+    stop = Event()
+
+    def watch(running: Running) -> None:
+        while running.streams["shop"].tables["orders"].rows < 100 and not stop.wait(0.05):
+            assert shop.ids() == []
+        stop.set()
+
+    running = run(
+        declared(shop.project.path / "ingestion"), settings(), Wishes(), stop, print, watch
+    )
+    assert not running.failed
     assert shop.ids() == list(range(100))
     assert shop.loads() == [("loaded", 100, 100, 0, 0)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_well(shop: Shop, number: signal.Signals) -> None:
+    shop.declare()
+    with shop.streaming() as process:
+        process.send_signal(number)
+        said, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, said
 
 
 def test_a_second_consumer_of_this_machine_is_refused(shop: Shop) -> None:
