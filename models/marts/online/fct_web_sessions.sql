@@ -20,7 +20,7 @@
     ]) %}
     -- Sessions that go on at that time may have begun long before.
     {% set first_started_at = happened_since([
-        'select min(occurred_at) from ' ~ loaded_clicks,
+        'select ' ~ first_occurred_at,
         'select min(started_at) from ' ~ this ~ ' where ended_at >= '
         ~ first_occurred_at ~ ' - interval 30 minute',
     ]) %}
