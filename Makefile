@@ -19,8 +19,8 @@ lint: .venv/dev  ## check style, types and the dbt project; offline, in seconds
 	@$(BIN)/sqlfluff lint --disable-progress-bar --nocolor models tests/singular
 	@$(BIN)/dbt parse --quiet && $(BIN)/dbt-bouncer run --only manifest_checks
 
-bench: .venv/dev  ## measure each claim of speed beside its peer; half an hour
-	@for each in mart merge build star_join postgres read_csv; do $(BIN)/python -m benchmarks.$$each || exit 1; done
+bench: .venv/dev  ## measure each claim of speed beside its peer; an hour
+	@for each in mart merge build star_join postgres read_csv streams stream_marts; do $(BIN)/python -m benchmarks.$$each || exit 1; done
 
 drill: .venv/dev  ## kill, fill, race and turn back the clock; half an hour
 	@$(BIN)/python -m tests.drills

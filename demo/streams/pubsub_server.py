@@ -18,8 +18,8 @@ from threading import Condition, Event
 from typing import Any, NoReturn
 
 import grpc  # type: ignore[import-untyped]
-from google.protobuf.any_pb2 import Any as Packed  # type: ignore[import-untyped]
-from google.protobuf.empty_pb2 import Empty  # type: ignore[import-untyped]
+from google.protobuf.any_pb2 import Any as Packed
+from google.protobuf.empty_pb2 import Empty
 from google.pubsub_v1 import types
 from google.rpc.error_details_pb2 import ErrorInfo  # type: ignore[import-untyped]
 from google.rpc.status_pb2 import Status  # type: ignore[import-untyped]

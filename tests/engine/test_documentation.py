@@ -16,6 +16,9 @@ ELSEWHERE = {
     # It is what runs this.
     "make test": "../../.ci/run",
     "tarn schedule": "test_schedule.py",
+    "tarn live": "test_live_pages.py",
+    "tarn demo stream": "test_demo_streams.py",
+    "python -m demo -- tarn stream": "test_demo_streams.py",
     "python -m demo": "test_demo.py",
     "python -m demo stream --speed 60": "test_demo_streams.py",
     "python -m demo make": "test_demo.py",
