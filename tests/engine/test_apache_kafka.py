@@ -243,14 +243,21 @@ def test_messages_that_expired_are_missed_loudly(shop: Shop) -> None:
     shop.landed()
 
 
-def test_a_topic_that_was_made_anew_is_told(shop: Shop) -> None:
+@pytest.mark.parametrize("messages", [3, 30])
+def test_a_topic_that_was_made_anew_is_told(shop: Shop, messages: int) -> None:
     shop.send(*orders(range(10)), partition=0)
     shop.landed()
     shop.kafka.delete(shop.topic)
     shop.kafka.create(shop.topic, 2)
-    shop.send(*orders(range(100, 103)), partition=0)
-    assert f"{shop.topic}-0: offset 10 comes next, and the broker has 0 to 3" in shop.refused()
+    again = range(100, 100 + messages)
+    shop.send(*orders(again), partition=0)
+    told = f"{shop.topic}-0: offset 10 comes next, and the broker has 0 to {messages}"
+    assert told in shop.refused()
     assert shop.ids() == list(range(10))
+    assert shop.once("--accept-gap").returncode == 0
+    assert shop.ids() == [*range(10), *again]
+    shop.landed()
+    assert shop.ids() == [*range(10), *again]
 
 
 def test_a_table_that_gets_another_topic_reads_that(shop: Shop) -> None:

@@ -60,11 +60,13 @@ class LostMessagesError(TarnError):
         *,
         place: Place | None = None,
         resume: Position | None = None,
+        between: tuple[str | None, str | None] = (None, None),
     ) -> None:
         """place: which partition; None stops the whole system. resume: where reading could go
-        on, if the gap is accepted; None begins as if it had never been read."""
+        on, if the gap is accepted; None begins as if it had never been read. between: what lies
+        at both ends of the gap, in the broker's words."""
         super().__init__(what, where, fix)
-        self.place, self.resume = place, resume
+        self.place, self.resume, self.between = place, resume, between
 
 
 class Transport(Protocol):

@@ -350,10 +350,8 @@ class Stream:
         if self.tables[table].is_stopped:
             return
         accepted = self.wishes.accept_gap
-        reached = str(self.tables[table].landing.position(partition))
-        resumed = None if lost.resume is None else str(lost.resume)
         verdict: Verdict = "accepted" if accepted else "blocked"
-        change = Change(partition, "lost", reached, resumed, verdict, lost.what)
+        change = Change(partition, "lost", *lost.between, verdict, lost.what)
         record(self.desk, self._load.load_id, self.declared.name, table, [change])
         if not accepted:
             return self._stop_table(table, lost)

@@ -2,13 +2,16 @@
 
 Partitions are shared out by a consumer group of the broker's; where reading begins in each, only
 the lake says. Offsets that are committed to the broker are for Kafka's own tools.
+
+A position is the offset of the next message, and above its 63 bits what tells the topic from one
+of the same name: a topic that was made anew may have more messages than were read of the old one.
 """
 
 import hashlib
 import logging
 import socket
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from time import monotonic
 from typing import Any
@@ -22,8 +25,10 @@ from confluent_kafka import (
     KafkaError,
     KafkaException,
     Message,
+    TopicCollection,
     TopicPartition,
 )
+from confluent_kafka.admin import AdminClient
 
 from tarn.errors import TarnError
 from tarn.ingestion.declarations import Declared
@@ -50,6 +55,8 @@ _TUNED: Mapping[str, Any] = {
     "reconnect.backoff.max.ms": 2_000,
     "allow.auto.create.topics": False,
 }
+_OFFSET_BITS = 63
+_OFFSETS = (1 << _OFFSET_BITS) - 1
 _AWAY = (KafkaError._ALL_BROKERS_DOWN, KafkaError._TRANSPORT, KafkaError._RESOLVE)
 _REFUSED = (
     KafkaError._AUTHENTICATION,
@@ -78,6 +85,8 @@ class Kafka(Transport):
         self._position: Callable[[Place], Position | None] = lambda place: None
         self._next: dict[tuple[str, int], int | None] = {}
         """Offset of the next message in each partition that is read; None if nobody knows yet."""
+        self._topic_ids: dict[str, int] = {}
+        """63 bits of each topic's own id; none where the broker does not tell."""
         self._left: set[str] = set()
         """Topics that are read no more."""
         self._lost: list[Place] = []
@@ -135,7 +144,8 @@ class Kafka(Transport):
         reached: dict[str, int] = {}
         for each in batches:
             if each.position is not None:
-                reached[each.partition] = max(each.position, reached.get(each.partition, 0))
+                offset = each.position & _OFFSETS
+                reached[each.partition] = max(offset, reached.get(each.partition, 0))
         offsets = [
             TopicPartition(topic, int(number), offset)
             for partition, offset in reached.items()
@@ -250,18 +260,45 @@ class Kafka(Transport):
 
     def _take(self, consumer: Consumer, parts: list[TopicPartition]) -> None:
         """Partitions are ours now: read on from where the lake is."""
-        try:
-            for part in parts:
-                reached = self._position(self._place(part.topic, part.partition))
-                spec = self.system.tables[self._tables[part.topic][0]]
-                begin = OFFSET_BEGINNING if spec.start == "earliest" else OFFSET_END
-                part.offset = begin if reached is None else reached
-                self._next[part.topic, part.partition] = reached
-            consumer.incremental_assign(parts)
-            if left := [part for part in parts if part.topic in self._left]:
-                consumer.pause(left)
-        except Exception as failure:
-            self._failure = failure
+        self._learn_ids({part.topic for part in parts})
+        for part in parts:
+            # One that is not assigned here would be, from wherever the broker thinks we are.
+            part.offset = OFFSET_END
+            try:
+                reached = self._reached(part.topic, part.partition)
+            except Exception as failure:
+                self._failure = failure
+                continue
+            spec = self.system.tables[self._tables[part.topic][0]]
+            begin = OFFSET_BEGINNING if spec.start == "earliest" else OFFSET_END
+            part.offset = begin if reached is None else reached
+            self._next[part.topic, part.partition] = reached
+        consumer.incremental_assign(parts)
+        if left := [part for part in parts if part.topic in self._left]:
+            consumer.pause(left)
+
+    def _reached(self, topic: str, number: int) -> int | None:
+        """The offset that comes next; raises LostMessagesError if it is that of another topic."""
+        place = self._place(topic, number)
+        position = self._position(place)
+        if position is None:
+            return None
+        offset, known = position & _OFFSETS, position >> _OFFSET_BITS
+        if known and self._topic_ids.setdefault(topic, known) != known:
+            raise self._gap(topic, number, offset, "the topic was made anew")
+        return offset
+
+    def _learn_ids(self, topics: Collection[str]) -> None:
+        """What tells the topics from others of their names, where the broker says."""
+        connection = self.system.connection
+        settings = {**connection.options, "bootstrap.servers": connection.bootstrap_servers}
+        admin = AdminClient(settings, logger=_SILENT)
+        asked = admin.describe_topics(TopicCollection(list(topics)), request_timeout=_SECONDS)
+        for topic, answer in asked.items():
+            with suppress(KafkaException):
+                number = answer.result().topic_id
+                bits = number.get_most_significant_bits() ^ number.get_least_significant_bits()
+                self._topic_ids[topic] = bits & _OFFSETS
 
     def _give(self, consumer: Consumer, parts: list[TopicPartition]) -> None:
         """Partitions are another's now."""
@@ -289,14 +326,20 @@ class Kafka(Transport):
                 [each.offset() for each in found],
                 [_micros(*each.timestamp()) for each in found],
                 [each.key() for each in found],
-                reached,
+                self._position_at(topic, reached),
             )
+
+    def _position_at(self, topic: str, offset: int) -> Position:
+        return self._topic_ids.get(topic, 0) << _OFFSET_BITS | offset
 
     def _heed(self, error: KafkaError, message: Message | None = None) -> None:
         """What librdkafka says of its troubles, most of which it mends itself."""
         code = error.code()
         if code == KafkaError._AUTO_OFFSET_RESET and message is not None:
-            raise self._gap(message)
+            topic, number = str(message.topic()), int(message.partition() or 0)
+            self._learn_ids([topic])
+            why = "messages have expired, or the topic was made anew"
+            raise self._gap(topic, number, self._next.get((topic, number)), why)
         if error.fatal() or code in _REFUSED:
             self._failure = self._told(error)
         elif code == KafkaError.UNKNOWN_TOPIC_OR_PART and message is not None:
@@ -306,19 +349,17 @@ class Kafka(Transport):
         else:
             logging.getLogger(__name__).info("%s: %s", self.declared.name, error.str())
 
-    def _gap(self, message: Message) -> LostMessagesError:
-        topic, number = str(message.topic()), int(message.partition() or 0)
+    def _gap(self, topic: str, number: int, wanted: int | None, why: str) -> LostMessagesError:
         place = self._place(topic, number)
-        wanted = self._next.get((topic, number))
         low, high = self._range(TopicPartition(topic, number))
         return LostMessagesError(
-            f"{place[1]}: offset {wanted} comes next, and the broker has {low} to {high}:"
-            " messages have expired, or the topic was made anew",
+            f"{place[1]}: offset {wanted} comes next, and the broker has {low} to {high}: {why}",
             f"{self.declared.name}.{place[0]} ({self.declared.file.where('tables', place[0])})",
             f"nothing more of it is read; tarn stream {self.declared.name} --accept-gap notes the"
             f" gap and goes on at {low}",
             place=place,
-            resume=low,
+            resume=self._position_at(topic, low),
+            between=(f"offset {wanted}", f"offset {low}"),
         )
 
     def _told(self, error: KafkaError) -> TarnError:
