@@ -293,9 +293,11 @@ class Kafka(Transport):
         connection = self.system.connection
         settings = {**connection.options, "bootstrap.servers": connection.bootstrap_servers}
         admin = AdminClient(settings, logger=_SILENT)
-        asked = admin.describe_topics(TopicCollection(list(topics)), request_timeout=_SECONDS)
-        for topic, answer in asked.items():
-            with suppress(KafkaException):
+        with suppress(KafkaException):
+            # Without a controller the question would be waited for in vain.
+            if admin.list_topics(timeout=_SECONDS).controller_id < 0:
+                return
+            for topic, answer in admin.describe_topics(TopicCollection(list(topics))).items():
                 number = answer.result().topic_id
                 bits = number.get_most_significant_bits() ^ number.get_least_significant_bits()
                 self._topic_ids[topic] = bits & _OFFSETS
