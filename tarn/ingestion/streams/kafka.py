@@ -295,7 +295,8 @@ class Kafka(Transport):
         admin = AdminClient(settings, logger=_SILENT)
         with suppress(KafkaException):
             # Without a controller the question would be waited for in vain.
-            if admin.list_topics(timeout=_SECONDS).controller_id < 0:
+            cluster = admin.list_topics(timeout=_SECONDS)
+            if cluster.controller_id not in cluster.brokers:
                 return
             for topic, answer in admin.describe_topics(TopicCollection(list(topics))).items():
                 number = answer.result().topic_id
