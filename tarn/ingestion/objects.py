@@ -80,7 +80,9 @@ def unpack(
     resource = source.resources[table]
     rejected: list[Rejected] = []
     spelt: dict[str, str] = {}
-    texts = frozenset(name for name, kind in types.items() if kind == "text")
+    # dlt makes doubles of numbers; as text they are what they were until they are decimals.
+    kept = ("text", "decimal")
+    texts = frozenset(name for name, kind in types.items() if kind.startswith(kept))
     resource.add_filter(lambda item: _is_object(item, rejected, texts))
     resource.add_map(_identify(is_keyed, spelt))
     if texts:

@@ -19,7 +19,17 @@ from tarn.serving.alerts.measuring import pattern, window
 from tarn.serving.declarations import read_exposures
 from tarn.storage.lake import Lake
 from tarn.storage.streams import StreamState, keep
+from tests.engine import alerting
 from tests.engine.alerting import COUNT, NOW, WEBHOOK, Bench, declared, happen, history, minutes
+
+
+@pytest.fixture(autouse=True)
+def _the_test_begins_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The module may have been imported long ago."""
+    now = datetime.now(UTC).replace(tzinfo=None, microsecond=0)
+    monkeypatch.setattr(alerting, "NOW", now)
+    monkeypatch.setitem(globals(), "NOW", now)
+
 
 BEAT = {
     "source": "shop.events", "event_time": "occurred_at", "silent_after": "10m", "late_after": "20m"

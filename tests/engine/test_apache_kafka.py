@@ -21,7 +21,7 @@ from confluent_kafka.serialization import MessageField, SerializationContext
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from tests.engine.apache_kafka import PASSWORD, USER, Kafka, kafka
-from tests.engine.conftest import ROOT, run
+from tests.engine.conftest import BIN, ROOT, run
 from tests.engine.ingesting import Project, project
 from tests.engine.registry import registry
 from tests.engine.test_how_to import BLOCK
@@ -316,7 +316,9 @@ def test_the_page_can_be_followed(project: Project, kafka: Kafka) -> None:
             for value in messages:
                 producer.produce(topic, value)
         assert producer.flush(_SECONDS) == 0
-        env = {**os.environ, "KAFKA": kafka.address, "SCHEMA_REGISTRY": schemas.url}
+        path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
+        broker = {"KAFKA": kafka.address, "SCHEMA_REGISTRY": schemas.url}
+        env = {**os.environ, "PATH": path, **broker}
         said = list(_followed(project.path, env))
     assert "no JSON" in said[-1]
     rows = {table: len(project.rows(f"raw_web_shop.{table}")) for table in values}

@@ -66,10 +66,8 @@ def test_a_position_moves_without_rows(lake: Lake) -> None:
     assert (table.version(), table.transaction_version("p-0")) == (1, 9)
 
 
+@pytest.mark.on_disk
 def test_of_processes_that_write_the_same_number_one_wins(lake: Lake) -> None:
-    if not lake.is_local:
-        pytest.skip("processes of their own reach the lake on disk only")
-
     def race(writer: int) -> int:
         command = [sys.executable, "-c", RACE, lake.root, str(writer)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -80,7 +80,7 @@ class Landing:
         self.terms = Terms(
             self.name, spec, spec.primary_key, declared.file, ("tables", table), is_objects=True
         )
-        self.offset_type = transport.offset_type
+        self.offset_type, self.keeps_positions = transport.offset_type, transport.keeps_positions
         self.decoder = decoder(declared, table, spec, home)
         self.held: dict[str, positions.Held] = {}
         self.columns: dict[str, str] = {}
@@ -94,7 +94,7 @@ class Landing:
         """Messages without one good row, of a table that does not exist yet."""
         self._waiting_counts = Counts()
         self._last_at: datetime | None = None
-        self._known = self._identities(transport.keeps_positions)
+        self._known = self._identities()
         self._is_filled = False
 
     def position(self, partition: str) -> Position | None:
@@ -111,10 +111,13 @@ class Landing:
         decoded = self._decoded(batches)
         rows = self._with_places(decoded, batches)
         good, bad, changes = self._sifted(rows, decoded, load)
-        hold(load, self.name, [self._unread(decoded, batches), *bad], at)
+        new = hold(load, self.name, [self._unread(decoded, batches), *bad], at)
         read = sum(len(each.values) for each in batches)
         fresh, hashes = self._fresh(good, at)
-        counts = Counts(read, fresh.num_rows, read - good.num_rows, good.num_rows - fresh.num_rows)
+        # Of what is read again by position, this is the commit that tells of it.
+        quarantined = read - good.num_rows if self.keeps_positions else new
+        accepted = fresh.num_rows
+        counts = Counts(read, accepted, quarantined, read - accepted - quarantined)
         done = [*self._waiting, *(replace(each, values=(), keys=()) for each in batches)]
         counts = _sum(self._waiting_counts, counts)
         if self._landed.table is None and not fresh.num_rows:
@@ -150,13 +153,13 @@ class Landing:
         own = {PARTITION: pa.string(), OFFSET: self.offset_type, SENT_AT: _INSTANT}
         return {**types, **own}
 
-    def _identities(self, keeps_positions: bool) -> list[Known]:
+    def _identities(self) -> list[Known]:
         """By what an event is known that has come before."""
         found = []
         if self.spec.primary_key:
             within = span(self.spec.deduplicate_within)
             found.append(Known(self.desk, self.name, self.spec.primary_key, within, lasting=False))
-        if not keeps_positions:
+        if not self.keeps_positions:
             names = (PARTITION, OFFSET)
             found.append(Known(self.desk, self.name, names, _REDELIVERED_WITHIN, lasting=True))
         return found

@@ -16,6 +16,7 @@ from tarn.ingestion.declarations.stream import SENT_AT
 from tarn.ingestion.intake import Load
 from tarn.ingestion.landed import LOAD_ID, LOADED_AT, PLACE
 from tarn.ingestion.quarantine import UNREAD, as_json, name_of
+from tarn.storage.duck import select_from
 from tarn.storage.writer import write
 
 MESSAGE = "message"
@@ -57,21 +58,24 @@ class Bad:
         return [_digest(f"{place}\0{same}") + end for place, same in pairs]
 
 
-def hold(load: Load, raw: str, bad: Sequence[Bad], at: datetime) -> None:
-    """Put those into quarantine that are not there."""
+def hold(load: Load, raw: str, bad: Sequence[Bad], at: datetime) -> int:
+    """Put those into quarantine that are not there; how many that are."""
     kept = [each for each in bad if each.places]
     if not kept:
-        return
+        return 0
+    name, lake = name_of(raw), load.desk.lake
     rows = pa.concat_tables([_table(each, load, at) for each in kept])
-    write(
-        load.desk.lake,
-        name_of(raw),
-        rows,
-        mode="insert",
-        keys=["_id"],
-        evolve=True,
-        properties=load.properties,
-    )
+    known = lake.table(name)
+    sql = "select * from rejected qualify row_number() over (partition by _id) = 1"
+    if known is not None:
+        sql += f" and _id not in (select _id from ({select_from(known)}))"
+    with load.desk.session() as connection:
+        connection.register("rejected", rows)
+        new = connection.execute(sql).to_arrow_table()
+    if new.num_rows:
+        keys, properties = ["_id"], load.properties
+        write(lake, name, new, mode="insert", keys=keys, evolve=True, properties=properties)
+    return int(new.num_rows)
 
 
 def _table(bad: Bad, load: Load, at: datetime) -> pa.Table:
