@@ -32,7 +32,7 @@ _UNITS = {"ms": "milliseconds", "s": "seconds", "m": "minutes", "h": "hours", "d
 _SPAN = re.compile(r"(\d+)(ms|s|m|h|d)")
 
 
-def span(text: str) -> timedelta:
+def duration(text: str) -> timedelta:
     """The time that `90s`, `5m` or `1h` says; raises ValueError for anything else."""
     match = _SPAN.fullmatch(text)
     if match is None:
@@ -41,7 +41,7 @@ def span(text: str) -> timedelta:
 
 
 def _span(text: str) -> str:
-    span(text)
+    duration(text)
     return text
 
 

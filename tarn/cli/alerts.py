@@ -16,7 +16,7 @@ from rich.table import Table
 from tarn.cli.console import lake, print_table, say
 from tarn.errors import TarnError
 from tarn.settings import settings
-from tarn.strict_yaml import span
+from tarn.strict_yaml import duration
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,7 +55,8 @@ def check() -> None:
     """Evaluate each alert once; the exit code is 1 when any is open.
 
     While another process watches, where alerts stand is only told."""
-    from tarn.serving.alerts.watching import alone, evaluator_of, now
+    from tarn.serving.alerts.watching import alone, evaluator_of
+    from tarn.storage.clock import now
 
     home, found = settings(), _declared()
     evaluator = evaluator_of(home, found, say)
@@ -87,7 +88,7 @@ def test(name: str) -> None:
     """Send a test message to all channels of an alert."""
     from tarn.serving.alerts import manual
     from tarn.serving.alerts.project import channels, one
-    from tarn.serving.alerts.watching import now
+    from tarn.storage.clock import now
 
     alert = one(_declared(), name)
     opened = channels(settings(), [alert])[name]
@@ -105,10 +106,10 @@ def mute(name: str, length: str) -> None:
     """Send nothing of an alert for a time. Its changes are recorded all the same."""
     from tarn.serving.alerts import manual
     from tarn.serving.alerts.project import one
-    from tarn.serving.alerts.watching import now
+    from tarn.storage.clock import now
 
     try:
-        lasting = span(length)
+        lasting = duration(length)
     except ValueError as error:
         raise TarnError(str(error), "--for") from None
     until = manual.mute(_journal(), one(_declared(), name), lasting, now())
@@ -121,7 +122,7 @@ def unmute(name: str) -> None:
     """Send again what is told of an alert."""
     from tarn.serving.alerts import manual
     from tarn.serving.alerts.project import one
-    from tarn.serving.alerts.watching import now
+    from tarn.storage.clock import now
 
     manual.unmute(_journal(), one(_declared(), name), now())
     say(f"{name} is no longer muted.")
@@ -165,7 +166,7 @@ def _journal() -> "Journal":
 def _tell(found: "Sequence[Declared]", journal: "Journal") -> bool:
     """Show where alerts stand; whether any is open."""
     from tarn.serving.alerts.manual import stands
-    from tarn.serving.alerts.watching import now
+    from tarn.storage.clock import now
 
     journal.refresh()
     standing = stands(found, journal.standings, now())

@@ -138,9 +138,9 @@ def status(systems: Sequence[str], check: bool, as_json: bool) -> None:
 
 def standing(systems: Sequence[str] = ()) -> list[TableStatus]:
     """Where the tables of systems stand now: those named, or all; none in a project without."""
-    from tarn.ingestion.clock import now
     from tarn.ingestion.declarations import FOLDER
     from tarn.ingestion.status import status
+    from tarn.storage.clock import now
 
     if not any((settings().project_dir / FOLDER).glob("*.yml")):
         return []
@@ -212,9 +212,9 @@ def schedule(context: click.Context, once: bool, no_build: bool) -> None:
     """
     if context.invoked_subcommand:
         return
-    from tarn.ingestion.clock import now
     from tarn.ingestion.schedule import due, run, run_once
     from tarn.ingestion.timetable import timetables
+    from tarn.storage.clock import now
 
     systems = timetables(_declared())
     if not systems:
@@ -234,8 +234,8 @@ def schedule(context: click.Context, once: bool, no_build: bool) -> None:
 @schedule.command("list")
 def list_schedules() -> None:
     """Each system's schedule, its last load and its next."""
-    from tarn.ingestion.clock import now
     from tarn.ingestion.timetable import Timetable
+    from tarn.storage.clock import now
 
     tried = last_tries(lake())
     table = Table("system", "schedule", "time zone", "last load (UTC)", "next (UTC)", box=None)
@@ -340,7 +340,7 @@ def _stop_children() -> None:
 
 def _tell(text: str) -> None:
     """An event, with its time."""
-    from tarn.ingestion.clock import now
+    from tarn.storage.clock import now
 
     say(f"{now():%Y-%m-%d %H:%M:%S} {text}")
 

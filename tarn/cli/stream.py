@@ -109,6 +109,6 @@ class _Watch:
 
 def _tell(text: str) -> None:
     """An event, with its time."""
-    from tarn.ingestion.clock import now
+    from tarn.storage.clock import now
 
     say(f"{now():%Y-%m-%d %H:%M:%S} {text}")

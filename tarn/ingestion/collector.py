@@ -15,7 +15,6 @@ from typing import Any
 from fastapi import FastAPI, HTTPException, Request
 
 from tarn.errors import TarnError
-from tarn.ingestion.clock import new_name
 from tarn.ingestion.declarations import Declared
 from tarn.ingestion.declarations.webhook import (
     EVENT_ID,
@@ -28,6 +27,7 @@ from tarn.ingestion.declarations.webhook import (
 )
 from tarn.ingestion.names import TAKEN, snake_case
 from tarn.ingestion.spool import Spool
+from tarn.storage.clock import new_name
 from tarn.storage.lake import Lake
 
 log = logging.getLogger(__name__)

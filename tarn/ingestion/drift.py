@@ -10,8 +10,8 @@ from typing import Literal, TypeAlias
 import pyarrow as pa
 
 from tarn.errors import TarnError
-from tarn.ingestion.clock import now
 from tarn.ingestion.landed import Desk
+from tarn.storage.clock import now
 from tarn.storage.duck import select_from, session
 from tarn.storage.lake import Lake
 from tarn.storage.loads import DRIFT, histories

@@ -17,7 +17,6 @@ from rich.console import Console
 
 from tarn.errors import TarnError
 from tarn.ingestion.alerts import alert
-from tarn.ingestion.clock import new_name, now
 from tarn.ingestion.declarations import FOLDER, Declared, declared
 from tarn.ingestion.intake import Load
 from tarn.ingestion.landed import Desk
@@ -35,6 +34,7 @@ from tarn.ingestion.timetable import Timetable
 from tarn.ingestion.workspace import alone, streamer, workspace
 from tarn.progress import Progress, progress
 from tarn.settings import Settings, settings
+from tarn.storage.clock import new_name, now
 from tarn.storage.lake import Lake
 from tarn.strict_yaml import nearest
 

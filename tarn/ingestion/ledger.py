@@ -11,9 +11,9 @@ from typing import Literal
 
 import pyarrow as pa
 
-from tarn.ingestion.clock import now
 from tarn.ingestion.drift import Change
 from tarn.ingestion.landed import Desk
+from tarn.storage.clock import now
 from tarn.storage.duck import select_from
 from tarn.storage.lake import Lake
 from tarn.storage.loads import LOADS

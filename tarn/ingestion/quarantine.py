@@ -24,10 +24,10 @@ from deltalake import DeltaTable
 from obstore.exceptions import NotFoundError
 
 from tarn.errors import TarnError
-from tarn.ingestion.clock import now
 from tarn.ingestion.landed import LOAD_ID, LOADED_AT, PLACE, SOURCE_FILE, Desk
 from tarn.ingestion.ledger import CHECK_AGAIN
 from tarn.ingestion.sources import Rejected
+from tarn.storage.clock import now
 from tarn.storage.duck import literal, quoted, select_from
 from tarn.storage.lake import OWN_SCHEMA
 from tarn.storage.writer import write

@@ -20,7 +20,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tarn.errors import TarnError
-from tarn.ingestion.clock import named_at, now
 from tarn.ingestion.contract import Sieve, Terms
 from tarn.ingestion.declarations import Declared
 from tarn.ingestion.declarations.base import Table
@@ -34,6 +33,7 @@ from tarn.ingestion.rows import load_rows
 from tarn.ingestion.shaping import Arrival, Before, shape
 from tarn.ingestion.sources import BATCH_ROWS, Extract
 from tarn.progress import Task
+from tarn.storage.clock import named_at, now
 from tarn.storage.duck import literal, quoted, select_from
 from tarn.storage.lake import OWN_SCHEMA
 from tarn.storage.loads import LOADS

@@ -10,7 +10,6 @@ from rich.console import Console
 
 from tarn.errors import TarnError
 from tarn.ingestion import engine
-from tarn.ingestion.clock import new_name, now
 from tarn.ingestion.declarations import FOLDER, Declared, declared
 from tarn.ingestion.declarations.base import Table
 from tarn.ingestion.intake import Load
@@ -20,6 +19,7 @@ from tarn.ingestion.replay import Replayed, finish_left, replay
 from tarn.ingestion.workspace import alone, workspace
 from tarn.progress import progress
 from tarn.settings import settings
+from tarn.storage.clock import new_name, now
 from tarn.storage.duck import session
 from tarn.storage.lake import Lake
 from tarn.strict_yaml import nearest

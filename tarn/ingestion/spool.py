@@ -17,7 +17,7 @@ from typing import Any
 import obstore
 from obstore.exceptions import NotFoundError
 
-from tarn.ingestion.clock import new_name
+from tarn.storage.clock import new_name
 from tarn.storage.lake import OWN_SCHEMA, Lake
 
 _SEGMENT = ".jsonl"

@@ -1,6 +1,5 @@
 """Where loads keep what does not outlive them, and how they keep out of each other's way."""
 
-import fcntl
 import logging
 import os
 import shutil
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import TextIO
 
 from tarn.errors import TarnError
+from tarn.storage.locks import taken, wait
 
 log = logging.getLogger(__name__)
 
@@ -34,22 +34,16 @@ def is_taken(work_dir: Path, system: str) -> bool:
     """Whether a process of this machine loads the system just now."""
     work_dir.mkdir(parents=True, exist_ok=True)
     with _lock(work_dir, system).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+        return not taken(lock)
 
 
 @contextmanager
 def alone(work_dir: Path, system: str) -> Iterator[None]:
     """Wait until no other process loads the system. The lock ends with its process."""
     with _lock(work_dir, system).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not taken(lock):
             log.warning("%s is being loaded by another process, waiting for it", system)
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            wait(lock)
         yield
 
 
@@ -58,14 +52,9 @@ def streaming(work_dir: Path, system: str) -> Iterator[None]:
     """Be the process of this machine that streams a system; raises TarnError if one does."""
     work_dir.mkdir(parents=True, exist_ok=True)
     with _stream_lock(work_dir, system).open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise TarnError(
-                f"process {_owner(lock)} streams it already",
-                system,
-                "stop that process first, or leave the system to it",
-            ) from None
+        if not taken(lock):
+            what = f"process {_owner(lock)} streams it already"
+            raise TarnError(what, system, "stop that process first, or leave the system to it")
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
@@ -76,11 +65,7 @@ def streamer(work_dir: Path, system: str) -> str | None:
     """The process of this machine that streams a system just now."""
     work_dir.mkdir(parents=True, exist_ok=True)
     with _stream_lock(work_dir, system).open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return _owner(lock)
-    return None
+        return None if taken(lock) else _owner(lock)
 
 
 def _owner(lock: TextIO) -> str:

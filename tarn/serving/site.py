@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,6 +24,7 @@ from tarn.serving.landing import documented, landing_page, project_title, read_r
 from tarn.serving.metrics import MetricCompiler
 from tarn.settings import settings
 from tarn.storage import catalog
+from tarn.storage.clock import now
 from tarn.storage.loads import TableStatus
 
 FOLDER = "site"
@@ -89,7 +89,7 @@ def write_pages(
             _write(folder / _dashboard_file(exposure.run.page), page)
             names.append(exposure.run.page)
     if tables:
-        _write(folder / loads.PAGE, loads.loads_page(tables, _now(), **common))
+        _write(folder / loads.PAGE, loads.loads_page(tables, now(), **common))
     cards = [loads.CARD] if tables else []
     _write(folder / "index.html", landing_page(exposures, manifest, release, cards))
     return names
@@ -115,10 +115,6 @@ def _dashboard(
         themes=pages.themes(),
         library=pages.library() if charts else None,
     )
-
-
-def _now() -> datetime:
-    return datetime.now(UTC).replace(tzinfo=None)
 
 
 def _dashboard_file(page: str) -> str:

@@ -13,7 +13,6 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tarn.cli import cli
 from tarn.errors import TarnError
-from tarn.ingestion.clock import now
 from tarn.ingestion.declarations import declared
 from tarn.ingestion.landed import Desk
 from tarn.ingestion.ledger import Counts, TableLoad, record
@@ -22,6 +21,7 @@ from tarn.ingestion.streams import gauges as module
 from tarn.ingestion.streams.gauges import Gauges, Metrics
 from tarn.serving.landing import Release
 from tarn.serving.loads import loads_page
+from tarn.storage.clock import now
 from tarn.storage.lake import Lake
 from tarn.storage.loads import TableStatus
 from tarn.storage.streams import state_of

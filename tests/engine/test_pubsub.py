@@ -15,7 +15,6 @@ from urllib.request import urlopen
 import pytest
 
 from tarn.errors import TarnError
-from tarn.ingestion.clock import now
 from tarn.ingestion.declarations import declared
 from tarn.ingestion.status import status
 from tarn.ingestion.streams import Batch, consumer, gauges
@@ -23,6 +22,7 @@ from tarn.ingestion.streams.consumer import Wishes
 from tarn.ingestion.streams.pubsub import Pubsub
 from tarn.ingestion.streams.running import run
 from tarn.settings import settings
+from tarn.storage.clock import now
 from tarn.storage.loads import TableStatus
 from tests.engine.conftest import BIN, ROOT
 from tests.engine.ingesting import Project, counts_of, project

@@ -18,7 +18,6 @@ from croniter import croniter  # type: ignore[import-untyped]
 
 from tarn.errors import TarnError
 from tarn.ingestion import schedule
-from tarn.ingestion.clock import now
 from tarn.ingestion.declarations import declared
 from tarn.ingestion.exports import crontab_text, github_text
 from tarn.ingestion.landed import Desk
@@ -26,6 +25,7 @@ from tarn.ingestion.ledger import Counts, TableLoad, record
 from tarn.ingestion.schedule import Outcome, Work, due
 from tarn.ingestion.timetable import Timetable, timetables
 from tarn.ingestion.workspace import alone, is_taken
+from tarn.storage.clock import now
 from tarn.storage.releases import current
 from tests.engine.conftest import BIN
 from tests.engine.ingesting import Project, project

@@ -5,9 +5,9 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import Field, model_validator
 
 from tarn.ingestion.declarations.base import System, Table
-from tarn.strict_yaml import Spec, Time, span
+from tarn.strict_yaml import Spec, Time, duration
 
-__all__ = ["Time", "span"]
+__all__ = ["Time", "duration"]
 
 PARTITION = "_partition"
 OFFSET = "_offset"

@@ -10,7 +10,6 @@ import duckdb
 from dlt.extract import DltSource
 
 from tarn.errors import TarnError
-from tarn.ingestion.clock import named_at
 from tarn.ingestion.declarations import Declared
 from tarn.ingestion.declarations.base import Table
 from tarn.ingestion.declarations.webhook import EVENT_ID, RECEIVED_AT, WebhookSystem, WebhookTable
@@ -20,6 +19,7 @@ from tarn.ingestion.sources import Extract, Source
 from tarn.ingestion.spool import Spool
 from tarn.ingestion.unfinished import is_unfinished
 from tarn.settings import Settings
+from tarn.storage.clock import named_at
 from tarn.storage.duck import quoted
 from tarn.storage.lake import Lake
 

@@ -16,9 +16,8 @@ from threading import Event
 from time import monotonic
 
 from tarn.errors import TarnError
-from tarn.ingestion.clock import new_name, now
 from tarn.ingestion.declarations import Declared
-from tarn.ingestion.declarations.stream import StreamTable, span
+from tarn.ingestion.declarations.stream import StreamTable, duration
 from tarn.ingestion.drift import Change, DriftError, Verdict, record
 from tarn.ingestion.engine import told
 from tarn.ingestion.intake import Load
@@ -31,6 +30,7 @@ from tarn.ingestion.streams.landing import Committed, Landing
 from tarn.ingestion.streams.tidying import Tidier
 from tarn.ingestion.streams.transports import transport
 from tarn.settings import Settings
+from tarn.storage.clock import new_name, now
 from tarn.storage.writer import OvertakenError
 
 log = logging.getLogger(__name__)
@@ -211,7 +211,7 @@ class Stream:
         spec = self.declared.system.tables[table]
         assert isinstance(spec, StreamTable)
         landing = Landing(self.desk, self.declared, table, self.transport, home)
-        return _Table(landing, span(spec.commit_every).total_seconds(), spec.commit_rows)
+        return _Table(landing, duration(spec.commit_every).total_seconds(), spec.commit_rows)
 
     def _new_load(self) -> Load:
         return Load(self.desk, new_name(), now(), self.folder, self.declared.name)

@@ -23,8 +23,8 @@ from prometheus_client import (
 )
 
 from tarn.errors import TarnError
-from tarn.ingestion.clock import now
 from tarn.ingestion.streams import Place
+from tarn.storage.clock import now
 from tarn.storage.lake import Lake
 from tarn.storage.streams import PartitionState, StreamState, keep, state_of
 

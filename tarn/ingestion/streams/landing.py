@@ -12,7 +12,6 @@ from itertools import chain
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tarn.ingestion.clock import now
 from tarn.ingestion.contract import Shape, Sieve, Terms
 from tarn.ingestion.declarations import Declared
 from tarn.ingestion.declarations.stream import (
@@ -21,7 +20,7 @@ from tarn.ingestion.declarations.stream import (
     PARTITION,
     SENT_AT,
     StreamTable,
-    span,
+    duration,
 )
 from tarn.ingestion.drift import Change, record
 from tarn.ingestion.intake import Load, constant, in_lake_names
@@ -35,6 +34,7 @@ from tarn.ingestion.streams.known import Hashes, Known
 from tarn.ingestion.streams.quarantine import Bad, hold
 from tarn.ingestion.types import exact_cast, named, shown
 from tarn.settings import Settings
+from tarn.storage.clock import now
 from tarn.storage.writer import write
 
 _OWN = (PARTITION, OFFSET, SENT_AT)
@@ -157,7 +157,7 @@ class Landing:
         """By what an event is known that has come before."""
         found = []
         if self.spec.primary_key:
-            within = span(self.spec.deduplicate_within)
+            within = duration(self.spec.deduplicate_within)
             found.append(Known(self.desk, self.name, self.spec.primary_key, within, lasting=False))
         if not self.keeps_positions:
             names = (PARTITION, OFFSET)

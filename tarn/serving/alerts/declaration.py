@@ -10,7 +10,7 @@ import duckdb
 from pydantic import AfterValidator, Field, model_validator
 
 from tarn.serving.formats import check_format
-from tarn.strict_yaml import Spec, Time, nearest, span
+from tarn.strict_yaml import Spec, Time, duration, nearest
 
 START, END = "window_start", "window_end"
 Day = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
@@ -22,7 +22,7 @@ _CLOCK = r"^([01]\d|2[0-3]):[0-5]\d$|^24:00$"
 
 
 def _positive(text: str) -> str:
-    if not span(text):
+    if not duration(text):
         raise ValueError("must be longer than nothing")
     return text
 
@@ -159,7 +159,7 @@ class Alert(Spec):
             raise ValueError("give a floor, a ceiling or a deviation")
         if self.sql is not None:
             _check_bounds(self.sql)
-        if self.metric is not None and span(self.window) % timedelta(minutes=1):
+        if self.metric is not None and duration(self.window) % timedelta(minutes=1):
             raise ValueError("the window of a metric is whole minutes, hours or days")
         return self
 

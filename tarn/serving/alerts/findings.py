@@ -18,7 +18,7 @@ from tarn.serving.alerts.measuring import Measured, Window, measure, window
 from tarn.serving.formats import show
 from tarn.storage.lake import Lake
 from tarn.storage.loads import span
-from tarn.strict_yaml import span as length
+from tarn.strict_yaml import duration
 
 log = logging.getLogger(__name__)
 
@@ -125,4 +125,4 @@ def _told(alert: Alert, bounds: Window) -> str:
     """A window as its readers' clocks have it: the 15 min to 14:05 UTC."""
     zone = alert.business_hours.timezone if alert.business_hours else "UTC"
     end = bounds[1].replace(tzinfo=UTC).astimezone(ZoneInfo(zone))
-    return f"the {span(length(alert.window) // timedelta(seconds=1))} to {end:%a %H:%M %Z}"
+    return f"the {span(duration(alert.window) // timedelta(seconds=1))} to {end:%a %H:%M %Z}"

@@ -13,8 +13,7 @@ from tarn.storage.lake import Lake
 from tarn.storage.loads import span
 from tarn.storage.streams import is_running, state_of
 from tarn.storage.writer import UPKEEP
-from tarn.strict_yaml import nearest
-from tarn.strict_yaml import span as length
+from tarn.strict_yaml import duration, nearest
 
 _SENT_AT = "_sent_at"
 _SKEW = "interval 1 minute"
@@ -38,7 +37,7 @@ def pulse(lake: Lake, heartbeat: Heartbeat, at: datetime, since: datetime | None
         )
     committed = _last_rows_at(table)
     quiet = at - max(each for each in (committed, since, datetime.min) if each)
-    if quiet >= length(heartbeat.silent_after):
+    if quiet >= duration(heartbeat.silent_after):
         last = f"since {committed:%Y-%m-%d %H:%M:%S} UTC" if committed else "yet"
         what = f"nothing of {heartbeat.source} has been committed {last}"
         return Pulse(no_data=what + _pipe(lake, heartbeat, at))
@@ -82,7 +81,7 @@ def _lateness(
     event = quoted(heartbeat.event_time)
     latest = f"least($at, {_SENT_AT})" if _SENT_AT in names else "$at"
     sql = f"select max({event}) from ({select_from(table)}) where {event} <= {latest} + {_SKEW}"
-    recent = at - length(heartbeat.late_after)
+    recent = at - duration(heartbeat.late_after)
     with session(lake) as connection:
         # Almost always a recent event is there, and files of old ones need not be read.
         fresh = connection.execute(f"{sql} and {event} > $recent", {"at": at, "recent": recent})

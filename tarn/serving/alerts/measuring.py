@@ -13,7 +13,7 @@ import duckdb
 from tarn.errors import TarnError
 from tarn.serving.alerts.declaration import END, START, Alert, Deviation
 from tarn.serving.alerts.hours import same_time_before
-from tarn.strict_yaml import span
+from tarn.strict_yaml import duration
 
 Window: TypeAlias = tuple[datetime, datetime]
 """Beginning, and end that is not in it; UTC without zone."""
@@ -69,13 +69,13 @@ def _above(value: float | None, bound: float) -> bool:
 
 def grain(alert: Alert) -> str:
     """The largest grain whose whole number the window of a metric is."""
-    return next(name for name, size in GRAINS.items() if not span(alert.window) % size)
+    return next(name for name, size in GRAINS.items() if not duration(alert.window) % size)
 
 
 def window(alert: Alert, at: datetime) -> Window:
     """The window that ends at a moment; of a metric, at the last whole grain before it."""
     end = at - (at - _EPOCH) % GRAINS[grain(alert)] if alert.metric else at
-    return end - span(alert.window), end
+    return end - duration(alert.window), end
 
 
 def measure(
@@ -116,7 +116,7 @@ def pattern(
 def _weeks(alert: Alert, deviation: Deviation, now: Window) -> Sequence[Window]:
     zone = alert.business_hours.timezone if alert.business_hours else "UTC"
     ends = [same_time_before(now[1], back, zone) for back in range(1, deviation.weeks + 1)]
-    return [(end - span(alert.window), end) for end in ends]
+    return [(end - duration(alert.window), end) for end in ends]
 
 
 def _value(connection: duckdb.DuckDBPyConnection, sql: str, bounds: Window) -> float | None:

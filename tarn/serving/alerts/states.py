@@ -6,8 +6,8 @@ from typing import Literal
 
 from tarn.serving.alerts.declaration import Alert
 from tarn.serving.alerts.findings import CONDITIONS, Condition, Finding
-from tarn.storage.loads import span as told
-from tarn.strict_yaml import span
+from tarn.storage.loads import span
+from tarn.strict_yaml import duration
 
 Change = Literal[
     "opened", "repeated", "recovering", "relapsed", "resolved",
@@ -58,7 +58,7 @@ def _step(change: Change, finding: Finding, opened_at: datetime, is_told: bool =
 def _still_bad(incident: Incident, finding: Finding, alert: Alert, at: datetime) -> Step | None:
     if incident.told_at is None or (
         # What is broken in the alert itself is told once.
-        finding.condition != "failure" and at - incident.told_at >= span(alert.repeat_after)
+        finding.condition != "failure" and at - incident.told_at >= duration(alert.repeat_after)
     ):
         return _step("repeated", finding, incident.opened_at)
     if incident.well_since is not None:
@@ -68,11 +68,11 @@ def _still_bad(incident: Incident, finding: Finding, alert: Alert, at: datetime)
 
 def _well(incident: Incident, finding: Finding, alert: Alert, at: datetime) -> Step | None:
     since = incident.well_since or at
-    if at - since < span(alert.resolve_after):
+    if at - since < duration(alert.resolve_after):
         if incident.well_since is not None:
             return None
         return _step("recovering", finding, incident.opened_at, is_told=False)
-    lasted = told((at - incident.opened_at).total_seconds())
+    lasted = span((at - incident.opened_at).total_seconds())
     step = _step("resolved", finding, incident.opened_at, incident.told_at is not None)
     return replace(step, message=f"Resolved after {lasted}: {finding.text}")
 

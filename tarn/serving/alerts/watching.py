@@ -1,11 +1,10 @@
 """Evaluates the alerts of a project, each when it is due, one process of a machine at a time."""
 
-import fcntl
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from threading import Event as Flag
 from threading import Timer
@@ -20,10 +19,12 @@ from tarn.serving.alerts.outbox import Outbox
 from tarn.serving.alerts.project import channels, declared
 from tarn.serving.alerts.states import step
 from tarn.settings import Settings, settings
+from tarn.storage.clock import now
 from tarn.storage.lake import Lake
 from tarn.storage.live import live
+from tarn.storage.locks import taken
 from tarn.storage.upkeep.maintain import FAILURES
-from tarn.strict_yaml import span
+from tarn.strict_yaml import duration
 
 Say = Callable[[str], None]
 _LONGEST_QUERY = 60.0
@@ -32,11 +33,6 @@ _LONGEST_PAUSE = 10.0
 _WHILE_SENDING = 0.1
 _MOST_BACKOFF = timedelta(minutes=15)
 _STANDBY = 2.0
-
-
-def now() -> datetime:
-    """UTC without zone, as all instants in the lake."""
-    return datetime.now(UTC).replace(tzinfo=None)
 
 
 @dataclass
@@ -139,7 +135,7 @@ def told(event: Event) -> str:
 
 
 def _backed_off(alert: Alert, failures: int) -> timedelta:
-    every = span(alert.every)
+    every = duration(alert.every)
     return max(every, min(every * 2 ** min(failures, 10), _MOST_BACKOFF)) if failures else every
 
 
@@ -185,7 +181,7 @@ def _first_in_line(work_dir: Path, stop: Flag, say: Say) -> Iterator[None]:
     """Wait until no other process evaluates, or until `stop`."""
     with _lock(work_dir).open("w") as lock:
         is_told = False
-        while not stop.is_set() and not _locked(lock.fileno()):
+        while not stop.is_set() and not taken(lock):
             if not is_told:
                 say("another process of this machine watches the alerts; standing by")
             is_told = True
@@ -197,17 +193,9 @@ def _first_in_line(work_dir: Path, stop: Flag, say: Say) -> Iterator[None]:
 def alone(work_dir: Path) -> Iterator[bool]:
     """Whether no other process of this machine evaluates; none will inside."""
     with _lock(work_dir).open("w") as lock:
-        yield _locked(lock.fileno())
+        yield taken(lock)
 
 
 def _lock(work_dir: Path) -> Path:
     work_dir.mkdir(parents=True, exist_ok=True)
     return work_dir / "alerts.lock"
-
-
-def _locked(file: int) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

@@ -6,7 +6,7 @@ from datetime import datetime
 import duckdb
 
 from tarn.serving.live.declaration import Alerts
-from tarn.strict_yaml import span
+from tarn.strict_yaml import duration
 
 _SQL = """
     with changes as (
@@ -46,5 +46,5 @@ def listed(tile: Alerts, cursor: duckdb.DuckDBPyConnection) -> list[Listed] | No
     if not cursor.execute(there).fetchall():
         return None
     since = cursor.execute("select current_timestamp::timestamp").fetchall()[0][0]
-    rows = cursor.execute(_SQL, [since - span(tile.resolved_within)]).fetchall()
+    rows = cursor.execute(_SQL, [since - duration(tile.resolved_within)]).fetchall()
     return [Listed(*row) for row in rows]

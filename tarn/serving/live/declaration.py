@@ -7,7 +7,7 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import AfterValidator, Field
 
 from tarn.serving.tiles import PAGE, Chart, Figure, Place, Table
-from tarn.strict_yaml import Spec, Time, span
+from tarn.strict_yaml import Spec, Time, duration
 
 
 class Map(Place):
@@ -45,7 +45,7 @@ LiveTile: TypeAlias = Annotated[Figure | Chart | Table | Map | Alerts, Field(dis
 
 
 def _not_too_often(text: str) -> str:
-    if span(text) < timedelta(seconds=1):
+    if duration(text) < timedelta(seconds=1):
         raise ValueError("a page is read anew once a second at most")
     return text
 

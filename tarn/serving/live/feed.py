@@ -13,7 +13,7 @@ from tarn.errors import TarnError
 from tarn.serving.live.drawing import Page, draw
 from tarn.storage.lake import Lake
 from tarn.storage.live import Live
-from tarn.strict_yaml import span
+from tarn.strict_yaml import duration
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ class Feed:
 
     async def _read_on(self) -> None:
         """Until nobody looks any more."""
-        every = span(self._page.run.refresh).total_seconds()
+        every = duration(self._page.run.refresh).total_seconds()
         while self._viewers:
             began = time.monotonic()
             try:

@@ -23,7 +23,7 @@ from tarn.serving.project import parsed
 from tarn.serving.tiles import Chart, Figure, Table
 from tarn.settings import Settings
 from tarn.storage.lake import Lake
-from tarn.strict_yaml import span
+from tarn.strict_yaml import duration
 
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'unsafe-inline'; img-src data:;"
@@ -132,7 +132,7 @@ def app(found: Sequence[Page], lake: Lake, token: str) -> FastAPI:
             run=by_name[page].run,
             specs=specs,
             themes=pages.themes(),
-            stale_after=span(by_name[page].run.stale_after) / timedelta(milliseconds=1),
+            stale_after=duration(by_name[page].run.stale_after) / timedelta(milliseconds=1),
         )
 
     @api.get("/{page}/events")

@@ -9,7 +9,7 @@ killed anywhere is repeated from the lake's own positions, and what it had commi
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import datetime
 
 import dlt
 import psycopg
@@ -30,6 +30,7 @@ from tarn.ingestion.sources.cdc.spool import Pile, spool
 from tarn.ingestion.sources.sql_database import SqlDatabase
 from tarn.ingestion.sources.sql_database.postgres import PostgresReading
 from tarn.settings import Settings
+from tarn.storage.clock import now
 from tarn.storage.lake import Lake
 
 log = logging.getLogger(__name__)
@@ -396,7 +397,7 @@ def _told(name: str, slot: Slot | None) -> str:
 
 
 def _behind(lag: int, first: datetime | None) -> str:
-    seconds = (datetime.now(UTC).replace(tzinfo=None) - first).total_seconds() if first else 0
+    seconds = (now() - first).total_seconds() if first else 0
     return f"was {_size(lag)} and {max(0, round(seconds)):,} s behind"
 
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from tarn.ingestion.clock import now
 from tarn.ingestion.sources.files.places import Found, Place
+from tarn.storage.clock import now
 
 _MARKS = (".tmp", ".temp", ".part", ".partial", ".filepart", ".crdownload", ".download", ".swp")
 _FRESH = timedelta(seconds=3)

@@ -19,7 +19,6 @@ import pyarrow as pa
 from dlt.extract import DltResource
 
 from tarn.errors import TarnError
-from tarn.ingestion.clock import now
 from tarn.ingestion.declarations import Declared
 from tarn.ingestion.declarations.media import MediaTable
 from tarn.ingestion.landed import Landed
@@ -35,6 +34,7 @@ from tarn.ingestion.sources.media.probe import (
 )
 from tarn.ingestion.types import shown
 from tarn.settings import Settings
+from tarn.storage.clock import now
 
 _SCHEMA = pa.schema(
     {

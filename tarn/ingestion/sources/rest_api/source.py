@@ -47,6 +47,7 @@ from tarn.ingestion.sources.rest_api.offering import (
 )
 from tarn.ingestion.sources.rest_api.pages import Listing, Page, Pages
 from tarn.settings import Settings
+from tarn.storage.clock import now
 
 _DAY = re.compile(r"\d{4}-\d\d-\d\d")
 _TIMES: Mapping[str, int] = {"epoch_seconds": 1, "epoch_milliseconds": 1000}
@@ -288,7 +289,7 @@ def _between(config: dict[str, Any], spec: Incremental, since: Any, until: Any) 
     if since is not None:
         start = moment(just_before(_day(since) if _is_by_day(spec.format) else since), spec.format)
     if end is None or until is not None:
-        until = until or datetime.now(UTC).replace(tzinfo=None)
+        until = until or now()
         end = moment(just_after(_day(until) if _is_by_day(spec.format) else until), spec.format)
     params = dict(config["params"])
     if spec.start_param and start is not None:

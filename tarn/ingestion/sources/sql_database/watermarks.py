@@ -6,8 +6,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tarn.ingestion.clock import now
 from tarn.ingestion.landed import Landed
+from tarn.storage.clock import now
 from tarn.storage.duck import quoted
 
 _AHEAD = timedelta(days=1)
