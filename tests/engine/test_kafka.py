@@ -151,6 +151,10 @@ def test_bad_messages_go_to_quarantine_with_their_place(shop: Shop) -> None:
     assert bad[3]["_reason"].startswith("amount: 'much' is not")
     shown = CliRunner().invoke(cli, ["quarantine", "show", "shop.orders"])
     assert f"{topic}-0 offset 20" in shown.output
+    shop.send("orders", b"[]")
+    running, _ = shop.once()
+    assert not running.failed
+    assert shop.loads()[-1] == ("loaded", 1, 0, 1, 0)
 
 
 def test_a_row_that_passes_now_is_replayed_with_its_place(shop: Shop) -> None:

@@ -331,6 +331,20 @@ def test_streams_that_are_killed_lose_and_double_nothing(
     assert set(found.values()) == {1}
 
 
+def test_a_bad_message_that_comes_again_is_known_whatever_comes_with_it(
+    project: Project, mosquitto: Broker
+) -> None:
+    with closing(transport(project, mosquitto)) as mqtt:
+        begin(mqtt)
+    bad = "vans/v1/position", b'{"van_id": "v1", "heading": 7.0}'
+    mosquitto.publish([*fixes(0, 3), bad])
+    stream_once(project, "vans")
+    good = b'{"van_id": "v2", "sequence": 9, "speed": 3}'
+    mosquitto.publish([("vans/v2/position", good), bad])
+    stream_once(project, "vans")
+    assert len(project.rows("quarantine_vans.positions")) == 1
+
+
 def fixes(first: int, end: int) -> list[tuple[str, bytes]]:
     return [
         (topic, json.dumps({"van_id": topic, "sequence": number}).encode())

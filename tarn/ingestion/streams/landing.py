@@ -110,7 +110,7 @@ class Landing:
         at = self._instant()
         decoded = self._decoded(batches)
         rows = self._with_places(decoded, batches)
-        good, bad, changes = self._sifted(rows, decoded, load)
+        good, bad, changes = self._sifted(rows, decoded, batches, load)
         new = hold(load, self.name, [self._unread(decoded, batches), *bad], at)
         read = sum(len(each.values) for each in batches)
         fresh, hashes = self._fresh(good, at)
@@ -226,7 +226,11 @@ class Landing:
         return pc.coalesce(said, sent).cast(pa.date32(), safe=False)
 
     def _sifted(
-        self, rows: pa.RecordBatch, decoded: Decoded, load: Load
+        self,
+        rows: pa.RecordBatch,
+        decoded: Decoded,
+        batches: Sequence[Batch],
+        load: Load,
     ) -> tuple[pa.RecordBatch, list[Bad], list[Change]]:
         """Rows that keep the contract, those that do not, and the drift that is told."""
         if not rows.num_rows:
@@ -240,7 +244,7 @@ class Landing:
         if sifted.bad.num_rows:
             places = pa.array(_placed(sifted.bad), pa.string())
             marked = sifted.bad.append_column(PLACE, places)
-            bad.append(Bad.of_rows(load, marked, sifted.reasons))
+            bad.append(Bad.of_rows(load, marked, sifted.reasons, _by_place(batches)))
         return good, bad, record(self.desk, load.load_id, load.system, self.table, changes)
 
     def _without_noise(
@@ -300,13 +304,13 @@ class Landing:
     def _unread(self, decoded: Decoded, batches: Sequence[Batch]) -> Bad:
         """Messages that are no rows."""
         if not decoded.rejected:
-            return Bad.of_messages((), (), ())
-        places = [(each.partition, offset) for each in batches for offset in each.offsets]
-        told = [places[each.index] for each in decoded.rejected]
+            return Bad.of_messages((), (), (), {})
+        places = [_place(each.partition, offset) for each in batches for offset in each.offsets]
         return Bad.of_messages(
-            [f"{partition} offset {offset}" for partition, offset in told],
+            [places[each.index] for each in decoded.rejected],
             [each.text for each in decoded.rejected],
             [each.reason for each in decoded.rejected],
+            _by_place(batches),
         )
 
     def _fresh(self, good: pa.RecordBatch, at: datetime) -> tuple[pa.RecordBatch, list[Hashes]]:
@@ -318,7 +322,7 @@ class Landing:
                 known.fill(until)
             self._is_filled = True
         hashes: list[Hashes] = []
-        for known in self._known if good.num_rows else ():
+        for known in self._known:
             met = known.meet(good, _micros(at))
             hashes = [each.take(met.fresh.to_numpy()) for each in hashes] + [met.hashes]
             good = good.take(met.fresh)
@@ -370,7 +374,20 @@ class Landing:
 
 def _placed(rows: pa.RecordBatch) -> list[str]:
     pairs = zip(rows.column(PARTITION).to_pylist(), rows.column(OFFSET).to_pylist(), strict=True)
-    return [f"{partition} offset {offset}" for partition, offset in pairs]
+    return [_place(partition, offset) for partition, offset in pairs]
+
+
+def _by_place(batches: Sequence[Batch]) -> dict[str, bytes]:
+    """Messages by what names them."""
+    return {
+        _place(each.partition, offset): value or b""
+        for each in batches
+        for offset, value in zip(each.offsets, each.values, strict=True)
+    }
+
+
+def _place(partition: str, offset: object) -> str:
+    return f"{partition} offset {offset}"
 
 
 def _sum(one: Counts, other: Counts) -> Counts:

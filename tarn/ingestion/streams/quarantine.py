@@ -1,18 +1,17 @@
 """Messages that are no rows, or break the contract, by their place: `orders-3 offset 991`.
 
 They are committed before the rows beside them, whose commit moves the position on. A consumer that
-is killed in between reads them again, and knows them by their place and text.
+is killed in between reads them again, and knows them by their place and bytes.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import md5
 
 import pyarrow as pa
 
-from tarn.ingestion.declarations.stream import SENT_AT
 from tarn.ingestion.intake import Load
 from tarn.ingestion.landed import LOAD_ID, LOADED_AT, PLACE
 from tarn.ingestion.quarantine import UNREAD, as_json, name_of
@@ -33,29 +32,38 @@ class Bad:
     reasons: Sequence[str]
     is_read: bool
     """Whether they were understood, so that they can be replayed."""
-    same: Sequence[str]
-    """What a message that comes again has in common with the first, beside its place."""
+    messages: Sequence[bytes]
+    """As they came: how a row is told depends on those it is decoded with."""
 
     @classmethod
-    def of_rows(cls, load: Load, rows: pa.RecordBatch, reasons: Sequence[str]) -> "Bad":
-        """Rows as delivered, with a `_place`."""
+    def of_rows(
+        cls,
+        load: Load,
+        rows: pa.RecordBatch,
+        reasons: Sequence[str],
+        messages: Mapping[str, bytes],
+    ) -> "Bad":
+        """Rows as delivered, with a `_place`. messages: by place."""
         texts = as_json(load.desk, rows.drop_columns([PLACE])).to_pylist()
-        # Where the broker tells no time, a message that comes again has another.
-        same = as_json(load.desk, rows.drop_columns([PLACE, SENT_AT])).to_pylist()
-        return cls(rows.column(PLACE).to_pylist(), texts, reasons, True, same)
+        places = rows.column(PLACE).to_pylist()
+        return cls(places, texts, reasons, True, [messages[place] for place in places])
 
     @classmethod
     def of_messages(
-        cls, places: Sequence[str], said: Sequence[str], reasons: Sequence[str]
+        cls,
+        places: Sequence[str],
+        said: Sequence[str],
+        reasons: Sequence[str],
+        messages: Mapping[str, bytes],
     ) -> "Bad":
         texts = [json.dumps({MESSAGE: text}, ensure_ascii=False) for text in said]
-        return cls(places, texts, reasons, False, texts)
+        return cls(places, texts, reasons, False, [messages[place] for place in places])
 
     @property
     def ids(self) -> list[str]:
         end = "" if self.is_read else UNREAD
-        pairs = zip(self.places, self.same, strict=True)
-        return [_digest(f"{place}\0{same}") + end for place, same in pairs]
+        pairs = zip(self.places, self.messages, strict=True)
+        return [_digest(place.encode() + b"\0" + message) + end for place, message in pairs]
 
 
 def hold(load: Load, raw: str, bad: Sequence[Bad], at: datetime) -> int:
@@ -97,5 +105,5 @@ def _table(bad: Bad, load: Load, at: datetime) -> pa.Table:
     )
 
 
-def _digest(text: str) -> str:
-    return md5(text.encode(errors="surrogatepass"), usedforsecurity=False).hexdigest()
+def _digest(named: bytes) -> str:
+    return md5(named, usedforsecurity=False).hexdigest()
