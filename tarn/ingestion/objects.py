@@ -2,11 +2,14 @@
 
 dlt works in a folder that is thrown away. A row's `_dlt_id` is a hash of all that was delivered
 of it, children included: a row whose `_dlt_id` the lake has is the same row, and children belong
-to one version of their row. Text stays text: dlt's guess at timestamps is off.
+to one version of their row. Text stays text: dlt's guess at timestamps is off, and what it would
+bend to fit a column of another type ('007' to 7, 5 to true, 2^53 + 1 to a double) goes through it
+as text with a mark.
 """
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +32,22 @@ from tarn.storage.duck import literal, quoted
 ID = "_dlt_id"
 ROOT_ID = "_dlt_root_id"
 _LOAD = "_dlt_load_id"
-_NUMBERS = ("bigint", "double")
+_MARK = "\x01"
+"""Begins a text that dlt would bend, or that stands for another value; a letter after it says
+which: a boolean, a long integer, a double or a text."""
+_EXACT = 2**53
+"""Up to here each integer is a double, and each double that is whole an integer."""
+_BENT = re.compile(rf"\s*[-+]?\.?(\d|inf|nan)|{_MARK}", re.IGNORECASE)
+_LETTERS = {"bigint": "i", "double": "d", "bool": "b"}
+_BY_LETTER = {
+    frozenset("b"): "boolean",
+    frozenset("i"): "bigint",
+    frozenset("l"): "bigint",
+    frozenset("il"): "bigint",
+    frozenset("d"): "double",
+    frozenset("id"): "double",
+}
+"""The type that holds all values of a column exactly."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +66,7 @@ class Unpacked:
 
     def sql(self, condition: str = "true") -> str:
         """SQL of the rows for which a condition is true."""
-        files = ", ".join(literal(file) for file in self.files)
-        chosen = ", ".join(self.columns)
-        read = f"read_parquet([{files}], union_by_name = true)"
-        return f"select {chosen} from {read} where {condition}"
+        return f"select {', '.join(self.columns)} from {_read(self.files)} where {condition}"
 
     def rows(self) -> int:
         return sum(pq.read_metadata(file).num_rows for file in self.files)
@@ -85,16 +100,14 @@ def unpack(
     texts = frozenset(name for name, kind in types.items() if kind.startswith(kept))
     resource.add_filter(lambda item: _is_object(item, rejected, texts))
     resource.add_map(_identify(is_keyed, spelt))
-    if texts:
-        # No other field holds a number that is too long by now.
-        resource.add_map(_storable)
+    resource.add_map(lambda item: {**_marked(item), ID: item[ID]})
     resource.apply_hints(columns={name: {"data_type": "text"} for name in texts})
     source.root_key = True
     source.schema.remove_type_detection("iso_timestamp")
     tables, files = _normalized(source, table, folder)
     family = [name for name in files if _root(tables, name) == table]
     return [
-        _unpacked(tables[name], files[name], desk, spelt if name == table else {})
+        _unpacked(tables[name], files[name], desk, *((spelt, texts) if name == table else ({}, ())))
         for name in sorted(family, key=len)
     ], rejected
 
@@ -176,13 +189,19 @@ def _identify(is_keyed: bool, spelt: dict[str, str]) -> Callable[[dict[str, Any]
     return identified
 
 
-def _storable(value: Any) -> Any:
-    """Whole numbers beyond 64 bits as text."""
+def _marked(value: Any) -> Any:
+    """An object with marks on what dlt would bend."""
     if isinstance(value, dict):
-        return {key: _storable(each) for key, each in value.items()}
+        return {key: _marked(each) for key, each in value.items()}
     if isinstance(value, list):
-        return [_storable(each) for each in value]
-    return str(value) if _is_long(value) else value
+        return [_marked(each) for each in value]
+    if isinstance(value, str):
+        return f"{_MARK}t{value}" if _BENT.match(value) else value
+    if isinstance(value, bool):
+        return f"{_MARK}b{str(value).lower()}"
+    if isinstance(value, int | float) and abs(value) > _EXACT:
+        return f"{_MARK}{'d' if isinstance(value, float) else 'l'}{value!r}"
+    return value
 
 
 def _is_long(value: Any) -> bool:
@@ -195,28 +214,67 @@ def _root(tables: Mapping[str, TTableSchema], name: str) -> str:
 
 
 def _unpacked(
-    table: TTableSchema, files: Sequence[str], desk: Desk, spelt: Mapping[str, str]
+    table: TTableSchema,
+    files: Sequence[str],
+    desk: Desk,
+    spelt: Mapping[str, str],
+    texts: Collection[str],
 ) -> Unpacked:
     """A column whose values came in several types is in several columns: `x`, `x__v_text` …"""
-    variants: dict[str, list[tuple[str, str]]] = {}
-    single: dict[str, str] = {}
-    for name, column in table["columns"].items():
+    parts: dict[str, dict[str, str]] = {}
+    for part, column in table["columns"].items():
         kind = column.get("data_type")
-        if kind is None or name == _LOAD:
-            continue
-        if column.get("variant"):
-            variants.setdefault(name.rpartition("__v_")[0], []).append((name, kind))
-        else:
-            single[name] = kind
-    columns = {name: quoted(name) for name in single}
+        if kind is not None and part != _LOAD:
+            name = part.rpartition("__v_")[0] if column.get("variant") else part
+            parts.setdefault(name, {})[part] = kind
+    letters = _letters([part for each in parts.values() for part in each], table, files, desk)
+    columns: list[str] = []
     types: dict[str, pa.DataType] = {}
-    for name, others in variants.items():
-        kinds = [single[name], *(kind for _, kind in others)]
-        names = [quoted(each) for each in (name, *(other for other, _ in others))]
-        if all(kind in _NUMBERS for kind in kinds):
-            columns[name] = f"coalesce({', '.join(f'cast({each} as double)' for each in names)})"
-        else:
-            columns[name] = f"coalesce({', '.join(f'cast({each} as varchar)' for each in names)})"
-            types[name] = named(single[name] if single[name] != "bool" else "boolean")
-        columns[name] += f" as {quoted(name)}"
-    return Unpacked(str(table["name"]), tuple(files), tuple(columns.values()), types, desk, spelt)
+    for name, kinds in parts.items():
+        found = frozenset("").union(*(letters[part] for part in kinds))
+        exact = _BY_LETTER.get(found) if name not in texts else None
+        told = [
+            f"cast({_unmarked(part) if kind == 'text' else quoted(part)} as {exact or 'varchar'})"
+            for part, kind in kinds.items()
+        ]
+        columns.append(f"coalesce({', '.join(told)}) as {quoted(name)}")
+        first = kinds[name]
+        if exact is None and found <= set("ild") and found:
+            types[name] = named("double")
+        elif exact is None and first != "text":
+            types[name] = named({"bool": "boolean"}.get(first, first))
+    return Unpacked(str(table["name"]), tuple(files), tuple(columns), types, desk, spelt)
+
+
+def _letters(
+    parts: Sequence[str], table: TTableSchema, files: Sequence[str], desk: Desk
+) -> Mapping[str, frozenset[str]]:
+    """Of which types the values in dlt's columns are. A number without mark among texts is one
+    that dlt made text, to fit a column that began as text."""
+    kinds = {part: str(table["columns"][part]["data_type"]) for part in parts}
+    found = {part: frozenset(_LETTERS.get(kind, "t")) for part, kind in kinds.items()}
+    texts = [part for part in parts if kinds[part] == "text" and not part.startswith("_dlt_")]
+    if texts:
+        asked = (
+            f"""list(distinct case
+                when starts_with({name}, '{_MARK}') then {name}[2]
+                when regexp_matches({name}, '^-?[0-9]+$') then 'i'
+                when regexp_matches({name}, '^-?[0-9.]+(e[-+]?[0-9]+)?$') then 'd'
+                when {name} is not null then 't'
+            end)"""
+            for name in map(quoted, texts)
+        )
+        with desk.session() as connection:
+            row = connection.execute(f"select {', '.join(asked)} from {_read(files)}").fetchone()
+        for part, letters in zip(texts, row or (), strict=True):
+            found[part] = frozenset(filter(None, letters or ()))
+    return found
+
+
+def _unmarked(part: str) -> str:
+    name = quoted(part)
+    return f"if(starts_with({name}, '{_MARK}'), {name}[3:], {name})"
+
+
+def _read(files: Sequence[str]) -> str:
+    return f"read_parquet([{', '.join(map(literal, files))}], union_by_name = true)"

@@ -16,10 +16,10 @@ import yaml
 from tarn.errors import TarnError
 from tarn.ingestion.declarations import declare
 from tarn.ingestion.streams import Batch, LostMessagesError, Place
-from tarn.ingestion.streams.aggregated import taken_apart
-from tarn.ingestion.streams.kinesis import Kinesis
 from tarn.ingestion.streams.positions import held, position
-from tarn.ingestion.streams.shards import Answer, Listing, Mark, Shards
+from tarn.ingestion.streams.transports.aggregated import taken_apart
+from tarn.ingestion.streams.transports.kinesis import Kinesis
+from tarn.ingestion.streams.transports.shards import Answer, Listing, Mark, Shards
 from tarn.scaffold.system import Wanted, new_system
 from tarn.settings import settings
 from tests.engine.ingesting import Project, project

@@ -13,7 +13,7 @@ import pytest
 from tarn.errors import TarnError
 from tarn.ingestion.declarations import declare
 from tarn.ingestion.streams import Batch
-from tarn.ingestion.streams.mqtt import Mqtt
+from tarn.ingestion.streams.transports.mqtt import Mqtt
 from tarn.settings import settings
 from tarn.storage.writer import write
 from tests.engine.ingesting import Project, project

@@ -19,8 +19,8 @@ from tarn.ingestion.declarations import declared
 from tarn.ingestion.status import status
 from tarn.ingestion.streams import Batch, consumer, gauges
 from tarn.ingestion.streams.consumer import Wishes
-from tarn.ingestion.streams.pubsub import Pubsub
 from tarn.ingestion.streams.running import run
+from tarn.ingestion.streams.transports.pubsub import Pubsub
 from tarn.settings import settings
 from tarn.storage.clock import now
 from tarn.storage.loads import TableStatus

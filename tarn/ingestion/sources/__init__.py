@@ -90,6 +90,15 @@ class Offered:
     """What it says of columns, by their name in the lake."""
 
 
+def unlisted(declared: Declared) -> TarnError:
+    """For systems that do not say which tables they have."""
+    return TarnError(
+        f"a system of kind {declared.system.kind} does not say which tables it has",
+        declared.file.where("kind"),
+        "name them under tables:",
+    )
+
+
 class Source(Protocol):
     """One upstream system. Making one connects no further than its address needs."""
 
@@ -115,8 +124,4 @@ class Source(Protocol):
 
     def offered(self) -> list[Offered]:
         """All tables that the system says it has."""
-        raise TarnError(
-            f"a system of kind {self.declared.system.kind} does not say which tables it has",
-            self.declared.file.where("kind"),
-            "name them under tables:",
-        )
+        raise unlisted(self.declared)

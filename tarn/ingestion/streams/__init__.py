@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from tarn.errors import TarnError
 from tarn.ingestion.declarations import Declared
-from tarn.ingestion.sources import Offered
+from tarn.ingestion.sources import Offered, unlisted
 
 _SAMPLE_SECONDS = 5.0
 
@@ -138,8 +138,4 @@ class Transport(Protocol):
 
     def offered(self) -> list[Offered]:
         """All topics that the system says it has."""
-        raise TarnError(
-            f"a system of kind {self.declared.system.kind} does not say which tables it has",
-            self.declared.file.where("kind"),
-            "name them under tables:",
-        )
+        raise unlisted(self.declared)

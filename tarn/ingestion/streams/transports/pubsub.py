@@ -24,8 +24,8 @@ from tarn.ingestion.masking import masked, secrets_in
 from tarn.ingestion.names import snake_case
 from tarn.ingestion.sources import Offered
 from tarn.ingestion.streams import Batch, Place, Position, Transport
-from tarn.ingestion.streams.gcp import FAILURES, Failure, called, subscriber, unmendable
-from tarn.ingestion.streams.leases import Leases
+from tarn.ingestion.streams.transports.gcp import FAILURES, Failure, called, subscriber, unmendable
+from tarn.ingestion.streams.transports.leases import Leases
 from tarn.settings import Settings
 
 _MOST = 1_000

@@ -28,7 +28,13 @@ from tarn.ingestion.declarations import Declared
 from tarn.ingestion.declarations.mqtt import MqttSystem, filter_of
 from tarn.ingestion.masking import secrets_in
 from tarn.ingestion.streams import Batch, Place, Position, Transport
-from tarn.ingestion.streams.mqtt_client import NEWEST, WINDOW, MqttClient, begin, mqtt_client
+from tarn.ingestion.streams.transports.mqtt_client import (
+    NEWEST,
+    WINDOW,
+    MqttClient,
+    begin,
+    mqtt_client,
+)
 from tarn.settings import Settings
 from tarn.storage.lake import Lake
 
@@ -121,11 +127,11 @@ class Mqtt(Transport):
             self._speak_older()
         came: list[_Came] = []
         with suppress(Empty):
-            first = self._inbox.get(timeout=seconds)
+            wait = seconds
             while len(came) < most:
-                came += [first] if first is not None else []
-                first = self._inbox.get_nowait()
-            came += [first] if first is not None else []
+                each = self._inbox.get(timeout=wait) if wait else self._inbox.get_nowait()
+                came += [each] if each is not None else []
+                wait = 0
         if not came and self._failure is not None:
             raise self._failure
         return self._batches(came)
@@ -335,11 +341,18 @@ class Mqtt(Transport):
         return TarnError(what, self._where, "run one of them, or give each its own client_id")
 
     def _on_subscribe(self, client: Any, _: Any, __: int, codes: Any, ___: Any) -> None:
-        for (table, spec), code in zip(self.system.tables.items(), codes, strict=False):
-            if code.value >= _FAILED or code.value < spec.qos:
-                where = f"{self.declared.name} ({self.declared.file.where('tables', table)})"
-                what = f"the broker does not give {spec.topic} by qos {spec.qos}: {code}"
-                self._fail(client, TarnError(what, where, "let this user read it"))
+        for table, code in zip(self.system.tables, codes, strict=False):
+            if refusal := self._refusal(table, code):
+                self._fail(client, refusal)
+
+    def _refusal(self, table: str, code: ReasonCode) -> TarnError | None:
+        """Of a topic that the broker does not give, or not as reliably as it is asked to."""
+        spec = self.system.tables[table]
+        if code.value < _FAILED and code.value >= spec.qos:
+            return None
+        where = f"{self.declared.name} ({self.declared.file.where('tables', table)})"
+        what = f"the broker does not give {spec.topic} by qos {spec.qos}: {code}"
+        return TarnError(what, where, "let this user read it")
 
     def _on_message(self, client: Any, _: Any, message: MQTTMessage) -> None:
         receipt = None
@@ -429,11 +442,8 @@ class _Look:
         lines = [f"MQTT {self.protocol} at {mqtt.connection.url}, as {mqtt._name}"]
         for table, spec in mqtt.system.tables.items():
             self.client.subscribe(spec.topic, spec.qos)
-            code = self.granted.get(timeout=_ANSWER_SECONDS)[0]
-            where = f"{mqtt.declared.name} ({mqtt.declared.file.where('tables', table)})"
-            if code.value >= _FAILED or code.value < spec.qos:
-                what = f"the broker does not give {spec.topic} by qos {spec.qos}: {code}"
-                raise TarnError(what, where, "let this user read it")
+            if refusal := mqtt._refusal(table, self.granted.get(timeout=_ANSWER_SECONDS)[0]):
+                raise refusal
             lines.append(f"{table}: {spec.topic} by qos {spec.qos}")
         return lines
 

@@ -14,7 +14,7 @@ from threading import Event, Lock, Thread
 
 from google.pubsub_v1.services.subscriber import SubscriberClient
 
-from tarn.ingestion.streams.gcp import FAILURES, Failure, refused_ids
+from tarn.ingestion.streams.transports.gcp import FAILURES, Failure, refused_ids
 
 log = logging.getLogger(__name__)
 

@@ -22,5 +22,5 @@ TRANSPORTS = {
 def transport(declared: Declared, home: Settings) -> Transport:
     """The connection of a system whose variables are resolved. Connects to nothing yet."""
     module, _, name = TRANSPORTS[declared.system.kind].partition(":")
-    kind: _Kind = getattr(import_module(f"tarn.ingestion.streams.{module}"), name)
+    kind: _Kind = getattr(import_module(f"tarn.ingestion.streams.transports.{module}"), name)
     return kind(declared, home)

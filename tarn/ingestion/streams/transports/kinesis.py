@@ -19,9 +19,16 @@ from tarn.ingestion.masking import masked, secrets_in
 from tarn.ingestion.names import lake_names
 from tarn.ingestion.sources import Offered
 from tarn.ingestion.streams import Batch, LostMessagesError, Place, Position, Transport
-from tarn.ingestion.streams.aggregated import taken_apart
-from tarn.ingestion.streams.aws import EXPIRED, NOT_THERE, STALE, code, kinesis_client, unmendable
-from tarn.ingestion.streams.shards import Answer, Listing, Shard, Shards, is_closed
+from tarn.ingestion.streams.transports.aggregated import taken_apart
+from tarn.ingestion.streams.transports.aws import (
+    EXPIRED,
+    NOT_THERE,
+    STALE,
+    code,
+    kinesis_client,
+    unmendable,
+)
+from tarn.ingestion.streams.transports.shards import Answer, Listing, Shard, Shards, is_closed
 from tarn.settings import Settings
 
 log = logging.getLogger(__name__)
