@@ -9,6 +9,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from urllib.parse import unquote
 
 import pyarrow as pa
@@ -136,7 +137,11 @@ def _check_files(home: str, name: str, folder: str, files: Iterator[tuple[str, i
 def _commits(log: Sequence["os.DirEntry[str]"]) -> Iterator[tuple[str, int]]:
     """Name and size of the commits that no checkpoint has taken in."""
     checkpoint = max((e.name[:20] for e in log if ".checkpoint" in e.name), default="")
-    return ((e.name, e.stat().st_size) for e in log if e.name[:20] > checkpoint)
+    for entry in log:
+        if COMMIT.fullmatch(entry.name) and entry.name[:20] > checkpoint:
+            # Upkeep trims the log meanwhile.
+            with suppress(FileNotFoundError):
+                yield entry.name, entry.stat().st_size
 
 
 def _listed_commits(objects: ObjectStore, name: str) -> Iterator[tuple[str, int]]:

@@ -110,7 +110,7 @@ class _Stream:
 
 def _kill(told: Drill, stream: _Stream, send: Send, rng: random.Random, kills: int) -> None:
     # Some brokers keep messages only for those who have asked for them.
-    run(stream, [*_COMMANDS, "--once"], ())  # type: ignore[arg-type]
+    run(stream, [*_COMMANDS, "--once"], ())
     made, stop = _Made(), Event()
     sender = Thread(target=_sent, args=(made, send, rng, stop))
     sender.start()
@@ -119,7 +119,7 @@ def _kill(told: Drill, stream: _Stream, send: Send, rng: random.Random, kills: i
             at = None if rng.random() < _ANY_TIME else rng.choice(_MOMENTS)
             after = rng.uniform(1.5, 4) if at is None else rng.uniform(0, 0.05)
             kill = Kill(at, rng.randrange(1, 4), after, _LATEST)
-            ran = run(stream, _COMMANDS, _MOMENTS, kill)  # type: ignore[arg-type]
+            ran = run(stream, _COMMANDS, _MOMENTS, kill)
             told.did[f"kills of {stream.kind}"] += ran.killed
             if not ran.killed:
                 told.fault(f"{stream.kind} ended by itself: {ran.output[-2000:]}")
@@ -127,7 +127,7 @@ def _kill(told: Drill, stream: _Stream, send: Send, rng: random.Random, kills: i
         stop.set()
         sender.join()
     for _ in range(_LEASES):
-        ran = run(stream, [*_COMMANDS, "--once"], ())  # type: ignore[arg-type]
+        ran = run(stream, [*_COMMANDS, "--once"], ())
         told.check(f"{stream.kind} lands what is left", ran.returncode == 0, ran.output[-2000:])
         if len(stream.select("select 1 from {}", "raw_shop.events")) >= len(made.good):
             break

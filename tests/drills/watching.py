@@ -7,14 +7,28 @@ import subprocess
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
-from tests.engine.library import Library
+from tarn.storage.lake import Lake
 
-_LOOK_EVERY = 0.001
+_LOOK_EVERY = 0.004
 """Seconds."""
+
+
+class Place(Protocol):
+    """A project with a lake."""
+
+    @property
+    def folder(self) -> Path: ...
+
+    @property
+    def lake(self) -> Lake: ...
+
+    @property
+    def environment(self) -> Mapping[str, str]: ...
 
 
 @dataclass(frozen=True)
@@ -55,17 +69,17 @@ class Ran:
 
 
 def run(
-    library: Library, command: Sequence[str], moments: Sequence[Moment], kill: Kill | None = None
+    place: Place, command: Sequence[str], moments: Sequence[Moment], kill: Kill | None = None
 ) -> Ran:
-    """Run a command in the library, with all its children killed when it is time."""
-    lake = Path(library.lake.root)
+    """Run a command in the project, with all its children killed when it is time."""
+    lake = Path(place.lake.root)
     before = files(lake)
     happened: Counter[Moment] = Counter()
     began = time.monotonic()
     process = subprocess.Popen(
         command,
-        cwd=library.folder,
-        env=library.environment,
+        cwd=place.folder,
+        env=place.environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -154,6 +154,10 @@ def test_alerts_are_checked_listed_muted_and_tried(shop: Shop) -> None:
     assert "webhook HOOK: sent" in shop.alerts("test", "quiet")
     assert shop.heard[-1] == "quiet: this is a test, nothing has happened"
     assert shop.changes() == ["opened", "resolved", "muted", "unmuted", "tested"]
+    declared = shop.folder / "models/alerts.yml"
+    declared.write_text(declared.read_text().replace("quiet", "hush"))
+    assert "hush   warning" in shop.alerts("list")
+    declared.write_text(declared.read_text().replace("hush", "quiet"))
     assert "no alert 'quit'; did you mean 'quiet'?" in shop.alerts("test", "quit", code=1)
     assert "--for: '2 hours' is no time" in shop.alerts("mute", "quiet", "--for", "2 hours", code=1)
     shop.env = {name: value for name, value in shop.env.items() if name != "HOOK"}

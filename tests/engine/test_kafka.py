@@ -1,8 +1,6 @@
 """What is written to Kafka is in the lake once, whoever stops, dies or writes nonsense."""
 
 import json
-import os
-import random
 import signal
 import subprocess
 import sys
@@ -10,7 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Event, Thread
+from threading import Event
 from typing import Any
 
 import pyarrow as pa
@@ -333,40 +331,6 @@ def test_consumers_of_two_machines_share_the_partitions(shop: Shop, tmp_path: Pa
                 said, _ = process.communicate(timeout=30)
                 assert process.returncode == 0, said
     assert shop.ids() == list(range(400))
-
-
-def test_kills_at_any_moment_neither_lose_nor_double(shop: Shop) -> None:
-    seed = int(os.environ.get("TARN_TEST_SEED", time.time()))
-    print("seed", seed)
-    chance = random.Random(seed)
-    shop.declare("  orders:\n    commit_every: 50ms")
-    sent = 20_000
-
-    def produce() -> None:
-        topic = Topic(shop.address, shop.topic("orders"))
-        for start in range(0, sent, 200):
-            batch = [json.dumps(each).encode() for each in orders(range(start, start + 200))]
-            batch[7] = b"{broken"
-            topic.send(*batch, partition=start // 200 % 4)
-            time.sleep(0.15)
-
-    producer = Thread(target=produce)
-    producer.start()
-    for _ in range(4):
-        before = len(shop.ids())
-        with shop.streaming() as process:
-            until = time.monotonic() + 30
-            while len(shop.ids()) == before and time.monotonic() < until:
-                time.sleep(0.05)
-            time.sleep(chance.random())
-            process.kill()
-    producer.join()
-    shop.once()
-    bad = {start + 7 for start in range(0, sent, 200)}
-    assert shop.ids() == [i for i in range(sent) if i not in bad]
-    quarantine = shop.project.lake.table("quarantine_shop.orders")
-    assert quarantine is not None
-    assert quarantine.to_pyarrow_table().num_rows == len(bad)
 
 
 def test_a_topic_is_looked_at_without_reading_on(shop: Shop) -> None:

@@ -17,7 +17,7 @@ from tarn.ingestion.streams.transports.mqtt import Mqtt
 from tarn.settings import settings
 from tarn.storage.writer import write
 from tests.engine.ingesting import Project, project
-from tests.engine.killing import killed, landed, stream_once
+from tests.engine.killing import stream_once
 from tests.engine.mosquitto import PASSWORD, USER, Broker, mosquitto
 
 __all__ = ["mosquitto", "project"]
@@ -312,23 +312,6 @@ def test_mistakes_in_a_declaration(
     project.declare("vans", "mqtt", connection, f"  positions: {table}")
     with pytest.raises(TarnError, match=re.escape(said)):
         declare(project.path / "ingestion/vans.yml")
-
-
-def test_streams_that_are_killed_lose_and_double_nothing(
-    project: Project, mosquitto: Broker
-) -> None:
-    with closing(transport(project, mosquitto)) as mqtt:
-        begin(mqtt)
-    text = (project.path / "ingestion/vans.yml").read_text()
-    text = text.replace("{topic", "{commit_every: 100ms, topic")
-    (project.path / "ingestion/vans.yml").write_text(text)
-    for round in range(3):
-        mosquitto.publish(fixes(round * 1000, round * 1000 + 1000))
-        killed(project, "vans", "positions")
-    stream_once(project, "vans")
-    found = landed(project, "raw_vans.positions", "sequence")
-    assert set(found) == set(range(3000))
-    assert set(found.values()) == {1}
 
 
 def test_a_bad_message_that_comes_again_is_known_whatever_comes_with_it(

@@ -60,7 +60,7 @@ def test_a_second_run_moves_nothing_and_keeps_every_number(
     done = run(own_project, project_env, "python", "-m", "demo", "--", "tarn", "run")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "nothing new" in done.stdout
-    assert f"Nothing changed: release {before.number} stays." in done.stdout
+    assert f"Nothing changed: release {before.number} stays." in done.stdout, done.stdout
     assert release(own_project) == before
 
 

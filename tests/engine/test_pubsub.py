@@ -325,6 +325,7 @@ def wait_for_state(project: Project, wanted: str) -> TableStatus:
         sleep(0.1)
 
 
+@pytest.mark.parametrize("server", ["google"], indirect=True)
 def test_kills_lose_and_double_nothing(
     project: Project, server: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime, timedelta
 from functools import cache
@@ -463,7 +464,7 @@ def test_writers_and_readers_go_on_while_files_are_rewritten(tmp_path: Path) -> 
     writing.set()
     for thread in others:
         thread.join()
-    assert not failures, failures
+    assert not failures, "".join(traceback.format_exception(failures[0]))
     rows = newest(lake, "raw.log").to_pyarrow_table().to_pylist()
     expected = [(-1, -1)] + [(who, n) for who in range(3) for n in range(20)]
     assert sorted((row["who"], row["n"]) for row in rows) == expected
