@@ -1,6 +1,7 @@
 """Time contenders side by side: in turns, each in a process of its own, medians and ratios."""
 
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from rich.table import Table
 RUN = Path(__file__).parent / ".run"
 """Data that benchmarks make and use again; disposable, ignored by git."""
 CONSOLE = Console(width=110)
+TARN = [sys.executable, "-c", "from tarn.cli import main; main()"]
 
 
 @dataclass
@@ -88,3 +90,22 @@ def python(module: str, *arguments: str) -> list[str]:
 def beside(program: str) -> str:
     """A program installed with the interpreter that runs this."""
     return str(Path(sys.executable).with_name(program))
+
+
+def project(name: str, system: str, declared: str) -> Path:
+    """A new project of one system; declared: its kind, connection and tables."""
+    folder = RUN / name
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "ingestion").mkdir(parents=True)
+    (folder / "dbt_project.yml").touch()
+    (folder / f"ingestion/{system}.yml").write_text(
+        f"system: {system}\ndescription: For a benchmark.\n"
+        f"owner: {{name: Us, email: us@example.com}}\n{declared}\n"
+    )
+    return folder
+
+
+def in_project(folder: Path) -> dict[str, str]:
+    """The environment of Tarn's commands there."""
+    root = str(Path(__file__).parents[1])
+    return {"PYTHONPATH": root, "TARN_LAKE": str(folder / "lake"), "TARN_WORK": str(folder / ".w")}

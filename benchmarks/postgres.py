@@ -8,11 +8,10 @@ from pathlib import Path
 
 import psycopg
 
-from benchmarks.harness import RUN, Contender, compare
+from benchmarks.harness import TARN, Contender, compare, in_project, project
 from tests.engine.postgres import database, postgres_server
 
 MILLIONS = 14.7
-PROGRAM = [sys.executable, "-c", "from tarn.cli import main; main()"]
 COLUMNS = """
     basket_id bigint not null, line_number bigint not null, product_id bigint not null,
     household_id bigint not null, quantity bigint not null, sales_value numeric(12, 2) not null,
@@ -40,30 +39,18 @@ def lines(address: str, table: str, first: int, rows: int) -> None:
         connection.execute(f"vacuum analyze {table}")
 
 
-def project(name: str, address: str, include: Sequence[str]) -> Path:
+def declared(name: str, address: str, include: Sequence[str]) -> Path:
     """A project that loads tables of a database."""
-    folder = RUN / f"postgres_{name}"
-    shutil.rmtree(folder, ignore_errors=True)
-    (folder / "ingestion").mkdir(parents=True)
-    (folder / "dbt_project.yml").touch()
-    (folder / "ingestion/tills.yml").write_text(
-        "system: tills\ndescription: Receipts.\nowner: {name: Us, email: us@example.com}\n"
-        f"kind: sql_database\nconnection: {address}\ninclude: [{', '.join(include)}]\n"
-    )
-    return folder
+    more = f"kind: sql_database\nconnection: {address}\ninclude: [{', '.join(include)}]"
+    return project(f"postgres_{name}", "tills", more)
 
 
 def ingest(name: str, folder: Path) -> Contender:
-    return Contender(name, [*PROGRAM, "ingest"], cwd=folder, environment=_environment(folder))
-
-
-def _environment(folder: Path) -> dict[str, str]:
-    root = str(Path(__file__).parents[1])
-    return {"PYTHONPATH": root, "TARN_LAKE": str(folder / "lake"), "TARN_WORK": str(folder / ".w")}
+    return Contender(name, [*TARN, "ingest"], cwd=folder, environment=in_project(folder))
 
 
 def first_load(address: str, millions: float) -> None:
-    folder = project("first", address, ["lines"])
+    folder = declared("first", address, ["lines"])
     copy = ["psql", "-q", address, "-c", "copy lines to stdout (format binary)", "-o", "/dev/null"]
     tarn = ingest("tarn ingest", folder)
     tarn.before = lambda: shutil.rmtree(folder / "lake", ignore_errors=True)
@@ -75,7 +62,7 @@ def new_rows(small: str, large: str) -> None:
     """10,000 rows more each time, into both."""
     contenders = []
     for size, address in (("1.5", small), ("15", large)):
-        folder = project(f"new_{size}", address, ["lines"])
+        folder = declared(f"new_{size}", address, ["lines"])
         one = ingest(f"into {size} million rows", folder)
         one.run()
         one.seconds.clear()
@@ -96,8 +83,8 @@ def nothing_new(address: str) -> None:
     """Ten tables of 100,000 rows, beside starting the program alone."""
     for i in range(10):
         lines(address, f"lines_{i}", 0, 100_000)
-    folder = project("nothing", address, ["lines_*"])
-    start = Contender("start-up: tarn ingest --help", [*PROGRAM, "ingest", "--help"], cwd=folder)
+    folder = declared("nothing", address, ["lines_*"])
+    start = Contender("start-up: tarn ingest --help", [*TARN, "ingest", "--help"], cwd=folder)
     ten = ingest("ten tables, nothing new", folder)
     ten.run()
     ten.seconds.clear()

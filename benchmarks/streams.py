@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from threading import Thread
 
 import duckdb
@@ -21,32 +20,18 @@ import pyarrow.parquet as pq
 from confluent_kafka import Consumer, Producer
 from deltalake import DeltaTable
 
-from benchmarks.harness import CONSOLE, RUN, Contender, compare, python
+from benchmarks.harness import CONSOLE, RUN, TARN, Contender, compare, in_project, project, python
 from tarn.ingestion.streams import positions
 from tarn.ingestion.streams.tidying import Tidier
 from tarn.storage.duck import select_from
 from tarn.storage.lake import Lake
 from tarn.storage.writer import write
-from tests.engine.apache_kafka import Kafka
+from tests.engine.apache_kafka import Kafka, running_kafka
 
 MESSAGES = 3_000_000
 PARTITIONS = 4
-TARN = [sys.executable, "-c", "from tarn.cli import main; main()"]
 _DAY = 86_400
 _GROUP = {"group.id": "plain", "auto.offset.reset": "earliest", "enable.auto.commit": False}
-
-
-@contextmanager
-def broker() -> Iterator[Kafka]:
-    """Apache Kafka, for as long as it takes."""
-    with TemporaryDirectory(prefix="tarn-kafka-") as folder:
-        kafka = Kafka(Path(folder))
-        kafka.prepare()
-        kafka.start()
-        try:
-            yield kafka
-        finally:
-            kafka.stop()
 
 
 def message(number: int) -> bytes:
@@ -79,23 +64,14 @@ def produce(kafka: Kafka, topic: str, messages: int, rate: int | None = None) ->
     producer.flush()
 
 
-def project(kafka: Kafka, name: str, topic: str, more: str = "") -> Path:
+def declared(kafka: Kafka, name: str, topic: str, more: str = "") -> Path:
     """A project that reads one topic."""
-    folder = RUN / f"streams_{name}"
-    shutil.rmtree(folder, ignore_errors=True)
-    (folder / "ingestion").mkdir(parents=True)
-    (folder / "dbt_project.yml").touch()
-    (folder / "ingestion/shop.yml").write_text(
-        "system: shop\ndescription: For a benchmark.\nowner: {name: Us, email: us@example.com}\n"
+    return project(
+        f"streams_{name}",
+        "shop",
         f"kind: kafka\nconnection: {{bootstrap_servers: '{kafka.address}'}}\n"
-        f"tables:\n  events: {{topic: {topic}, write: append{more}}}\n"
+        f"tables:\n  events: {{topic: {topic}, write: append{more}}}",
     )
-    return folder
-
-
-def environment(folder: Path) -> Mapping[str, str]:
-    root = str(Path(__file__).parents[1])
-    return {"PYTHONPATH": root, "TARN_LAKE": str(folder / "lake"), "TARN_WORK": str(folder / ".w")}
 
 
 def throughput(kafka: Kafka) -> None:
@@ -116,8 +92,8 @@ def throughput(kafka: Kafka) -> None:
 
 
 def _once(kafka: Kafka, name: str, command: Sequence[str], more: str = "") -> Contender:
-    folder = project(kafka, name.replace(" ", "_"), "clicks", more)
-    way = Contender(name, command, cwd=folder, environment=environment(folder))
+    folder = declared(kafka, name.replace(" ", "_"), "clicks", more)
+    way = Contender(name, command, cwd=folder, environment=in_project(folder))
     way.before = lambda: shutil.rmtree(folder / "lake", ignore_errors=True)
     return way
 
@@ -145,7 +121,7 @@ def careless() -> None:
 def streaming(folder: Path) -> Iterator["subprocess.Popen[bytes]"]:
     """`tarn stream`, until the end of the block."""
     with subprocess.Popen(
-        [*TARN, "stream"], cwd=folder, env={**os.environ, **environment(folder)}
+        [*TARN, "stream"], cwd=folder, env={**os.environ, **in_project(folder)}
     ) as process:
         try:
             yield process
@@ -156,7 +132,7 @@ def streaming(folder: Path) -> Iterator["subprocess.Popen[bytes]"]:
 def latency(kafka: Kafka, rate: int = 5_000, seconds: int = 60) -> None:
     """From the sending of an event until a query over the table's latest version gives it."""
     kafka.create("orders", PARTITIONS)
-    folder = project(kafka, "latency", "orders", ", commit_every: 1s")
+    folder = declared(kafka, "latency", "orders", ", commit_every: 1s")
     watched = _Watched(folder / "lake/raw_shop/events")
     with streaming(folder):
         produce(kafka, "orders", PARTITIONS)
@@ -203,7 +179,7 @@ class _Watched:
 def memory(kafka: Kafka, rate: int = 20_000, minutes: int = 10) -> None:
     """Resident memory of a stream that goes on, by minute."""
     kafka.create("views", PARTITIONS)
-    folder = project(kafka, "memory", "views", ", commit_every: 1s, primary_key: [event_id]")
+    folder = declared(kafka, "memory", "views", ", commit_every: 1s, primary_key: [event_id]")
     sender = Thread(target=produce, args=(kafka, "views", rate * 60 * minutes, rate))
     found: list[float] = []
     with streaming(folder) as process:
@@ -267,7 +243,7 @@ def main(names: Sequence[str]) -> None:
         if name == "files":
             files()
         else:
-            with broker() as kafka:
+            with running_kafka() as kafka:
                 PARTS[name](kafka)
 
 

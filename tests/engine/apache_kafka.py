@@ -10,7 +10,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
@@ -45,6 +45,13 @@ def kafka() -> Iterator["Kafka"]:
     """A broker."""
     if reason := _missing():
         pytest.skip(reason)
+    with running_kafka() as found:
+        yield found
+
+
+@contextmanager
+def running_kafka() -> Iterator["Kafka"]:
+    """A broker, for as long as it takes."""
     with TemporaryDirectory(prefix="tarn-kafka-") as folder:
         broker = Kafka(Path(folder))
         broker.prepare()
