@@ -184,6 +184,8 @@ class _Change:
                 return Written(version, stream.count)
             if isinstance(error, CommitFailedError):
                 raise
+            if table is None and "already exists" in str(error):
+                raise CommitFailedError(str(error)) from error
             told = disk_failure(error, self.name)
             raise told or TarnError(f"cannot write: {error}", self.name) from error
 

@@ -364,9 +364,14 @@ def everything(project: Project) -> dict[str, list[Row]]:
     return {name: project.rows(name) for name in names}
 
 
-@pytest.mark.parametrize("options", ["full_refresh=True", "backfill=Span.read('2017-01')"])
 @pytest.mark.parametrize(
-    "landmark", ["raw_web/coupons__tags", "raw_web/coupons/", "raw_shop/sales"]
+    ("options", "landmark"),
+    [
+        ("full_refresh=True", "raw_web/coupons__tags"),
+        ("full_refresh=True", "raw_shop/sales"),
+        ("backfill=Span.read('2017-01')", "raw_web/coupons/"),
+        ("backfill=Span.read('2017-01')", "raw_shop/sales"),
+    ],
 )
 def test_a_refresh_or_backfill_killed_anywhere_is_completed(
     project: Project, api: tuple[Api, str], options: str, landmark: str

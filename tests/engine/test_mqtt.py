@@ -183,16 +183,21 @@ def test_a_broker_that_has_forgotten_the_session_is_told(
         begin(mqtt)
         mosquitto.stop(forget=True)
         mosquitto.start()
-        until(mqtt, lambda: "had forgotten tarn-vans" in str(mqtt.trouble))
+        until(mqtt, lambda: mqtt.trouble is None and gaps(mqtt))
         mosquitto.publish(positions(0, 10))
         assert len(values(arriving(mqtt, 10))) == 10
     rows = pa.table({"van_id": ["v0"]})
     write(project.lake, "raw_vans.positions", rows, mode="append")
     mosquitto.stop(forget=True)
     mosquitto.start()
-    with closing(opened(project)) as mqtt:
-        mqtt.open(lambda place: None)
-        until(mqtt, lambda: "had forgotten tarn-vans" in str(mqtt.trouble))
+    assert "vans.positions: the broker had forgotten tarn-vans: " in stream_once(project, "vans")
+    lost = {"change": "lost", "verdict": "accepted"}
+    noted = project.rows("tarn.drift", "table_name, column_name, change, verdict")
+    assert noted == [{"table_name": "positions", "column_name": "vans/+/position", **lost}]
+
+
+def gaps(mqtt: Mqtt) -> list[str]:
+    return [what for _, what in mqtt.gaps() if "had forgotten tarn-vans" in what]
 
 
 @VERSIONS

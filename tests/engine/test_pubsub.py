@@ -17,7 +17,7 @@ import pytest
 from tarn.errors import TarnError
 from tarn.ingestion.declarations import declared
 from tarn.ingestion.status import status
-from tarn.ingestion.streams import Batch, consumer, gauges
+from tarn.ingestion.streams import Batch, gauges, goal
 from tarn.ingestion.streams.consumer import Wishes
 from tarn.ingestion.streams.running import run
 from tarn.ingestion.streams.transports.pubsub import Pubsub
@@ -40,7 +40,7 @@ KILLS = int(os.environ.get("TARN_PUBSUB_KILLS", "3"))
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Streams that are read once end soon after the last message."""
-    monkeypatch.setattr(consumer, "_IDLE_SECONDS", 1.5)
+    monkeypatch.setattr(goal, "_IDLE_SECONDS", 1.5)
 
 
 @pytest.fixture(params=SERVERS)

@@ -103,6 +103,10 @@ class Transport(Protocol):
         to be forgotten, as another consumer reads it again."""
         return ()
 
+    def gaps(self) -> Sequence[tuple[Place, str]]:
+        """What nobody can read any more, since the last call: it is told, and reading goes on."""
+        return ()
+
     def lag(self) -> Mapping[Place, int | None]:
         """Messages that wait in each partition that is read; None where nobody can tell."""
 

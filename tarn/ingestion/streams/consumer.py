@@ -343,18 +343,25 @@ class Stream:
         """There is a gap: it is accepted and noted, or its table stops."""
         if lost.place is None:
             raise lost
-        table, partition = lost.place
+        table, _ = lost.place
         if self.tables[table].is_stopped:
             return
         accepted = self.wishes.accept_gap
         verdict: Verdict = "accepted" if accepted else "blocked"
-        change = Change(partition, "lost", *lost.between, verdict, lost.what)
-        record(self.desk, self._load.load_id, self.declared.name, table, [change])
+        self._note(lost.place, lost.between, verdict, lost.what)
         if not accepted:
             return self._stop_table(table, lost)
         self.tell(f"accepted: {lost.what}")
         self._resumed[lost.place] = lost.resume
         self._reopen()
+
+    def _note(
+        self, place: Place, between: tuple[str | None, str | None], verdict: Verdict, what: str
+    ) -> None:
+        """Of a gap, where drift is told."""
+        table, partition = place
+        change = Change(partition, "lost", *between, verdict, what)
+        record(self.desk, self._load.load_id, self.declared.name, table, [change])
 
     def _begin_again(self, overtaken: OvertakenError) -> None:
         """Another process has written: what waits here may be there already."""
@@ -407,6 +414,9 @@ class Stream:
             return
         self._lag_at = at + (_LAG_SECONDS if not self.wishes.once else _READ_SECONDS)
         self._tell_trouble(at)
+        for place, what in self.transport.gaps():
+            self.tell(f"{self.declared.name}.{place[0]}: {what}")
+            self._note(place, (None, f"{now():%F %T}"), "accepted", what)
         lags = self.transport.lag()
         for place, lag in lags.items():
             self.gauges.lag(place, lag)

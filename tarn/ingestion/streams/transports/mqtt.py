@@ -5,7 +5,6 @@ full, nothing is read from the broker. A message that the broker sends again whi
 not landed is known by its number; one that it sends again later is known by its key.
 """
 
-import logging
 import ssl
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import count
-from queue import Empty, Full, Queue
+from queue import Empty, Full, Queue, SimpleQueue
 from threading import Event
 from typing import Any
 from uuid import uuid4
@@ -38,8 +37,6 @@ from tarn.ingestion.streams.transports.mqtt_client import (
 from tarn.settings import Settings
 from tarn.storage.lake import Lake
 
-log = logging.getLogger(__name__)
-
 _UNKNOWN_VERSION = 132
 _TAKEN_OVER = 142
 _REFUSED = {
@@ -56,7 +53,6 @@ _SHORT_LIVES = 5
 """Connections in a row that the broker ended at once, until Tarn gives up."""
 _SILENCES = 2
 """Connections in a row that the broker ended without a word."""
-_TELL_SECONDS = 10.0
 _ANSWER_SECONDS = 5.0
 _LISTEN_SECONDS = 5.0
 _NO_TOPIC = "tarn/none"
@@ -109,7 +105,7 @@ class Mqtt(Transport):
         self._failure: TarnError | None = None
         self._is_too_new = self._is_closed = self._is_resumed = False
         self._away: str | None = None
-        self._notice = ("", 0.0)
+        self._gaps: SimpleQueue[tuple[Place, str]] = SimpleQueue()
         self._connected_at = self._came_at = self._begun_at = 0.0
         self._short_lives = self._silences = 0
 
@@ -150,6 +146,9 @@ class Mqtt(Transport):
             for receipt in batch.receipts:
                 self._acknowledge(receipt)
 
+    def gaps(self) -> Sequence[tuple[Place, str]]:
+        return [self._gaps.get() for _ in range(self._gaps.qsize())]
+
     def lag(self) -> Mapping[Place, int | None]:
         """MQTT tells nobody how much waits."""
         return {
@@ -169,10 +168,7 @@ class Mqtt(Transport):
 
     @property
     def trouble(self) -> str | None:
-        if self._away is not None:
-            return self._away
-        notice, until = self._notice
-        return notice if time.monotonic() < until else None
+        return self._away
 
     def close(self) -> None:
         self._is_closed = True
@@ -289,12 +285,13 @@ class Mqtt(Transport):
 
     def _forgotten(self) -> None:
         """The session is new though there was one before."""
-        text = (
+        what = (
             f"the broker had forgotten {self._name}: what was sent while it was away is lost,"
             " unless its publishers send it again"
         )
-        log.warning("%s: %s", self.declared.name, text)
-        self._notice = (text, time.monotonic() + _TELL_SECONDS)
+        for table, spec in self.system.tables.items():
+            if table not in self._left:
+                self._gaps.put(((table, spec.topic), what))
 
     def _refused(self, client: Any, code: ReasonCode) -> None:
         if code.value == _UNKNOWN_VERSION and self._protocol == NEWEST:
