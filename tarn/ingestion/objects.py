@@ -231,6 +231,10 @@ def _unpacked(
     columns: list[str] = []
     types: dict[str, pa.DataType] = {}
     for name, kinds in parts.items():
+        first = kinds[name]
+        if first != "text" and len(kinds) == 1:
+            columns.append(quoted(name))
+            continue
         found = frozenset("").union(*(letters[part] for part in kinds))
         exact = _BY_LETTER.get(found) if name not in texts else None
         told = [
@@ -238,7 +242,6 @@ def _unpacked(
             for part, kind in kinds.items()
         ]
         columns.append(f"coalesce({', '.join(told)}) as {quoted(name)}")
-        first = kinds[name]
         if exact is None and found <= set("ild") and found:
             types[name] = named("double")
         elif exact is None and first != "text":

@@ -17,7 +17,6 @@ ELSEWHERE = {
     "make test": "../../.ci/run",
     "dbt test": "test_dbt.py",
     "dbt docs generate": "test_dbt.py",
-    "tarn build --from-release 1": "test_build.py",
     "python -m demo -- tarn ingest": "test_project.py",
     "tarn schedule": "test_schedule.py",
     "tarn live": "test_live_pages.py",
