@@ -399,7 +399,7 @@ def test_it_says_so_when_the_brokers_end(own: Path) -> None:
         )
         assert stream.stderr is not None
         assert "Ctrl-C stops" in stream.stderr.readline()
-    assert stream.wait(timeout=60) == 1
+    assert stream.wait(timeout=200) == 1
     assert "the brokers have ended" in stream.stderr.read()
 
 
