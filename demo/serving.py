@@ -23,7 +23,7 @@ CRM_PORT = 8804
 def upstream_systems(run: Path, any_port: bool) -> Iterator[dict[str, str]]:
     """Serve while the context lasts; give the environment that connects to all systems.
 
-    `any_port` takes a free port when a default one is taken; otherwise that ends the program.
+    `any_port` takes free ports; otherwise the default ones, of which a taken one ends the program.
     """
     names = ("marketing", "market_research", "trends", "crm")
     api_token, share_token, trends_key, crm_secret = (making.token(run, name) for name in names)

@@ -113,7 +113,7 @@ def _free(*ports: int) -> bool:
 
 
 def test_serves_in_the_foreground_until_told_to_stop(run: Path) -> None:
-    until = time.monotonic() + 300
+    until = time.monotonic() + 60
     while not _free(*range(8801, 8808)):
         assert time.monotonic() < until, "another demo holds the default ports"
         time.sleep(0.1)
