@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -188,8 +189,12 @@ def test_a_second_demo_takes_other_ports_and_the_first_keeps_its_profile(
     assert Path(demo["MARKET_RESEARCH_PROFILE"]).exists()
 
 
-def test_the_foreground_demo_refuses_a_taken_port(run: Path, demo: Environment) -> None:
-    refused = run_demo(run)
+def test_the_foreground_demo_refuses_a_taken_port(run: Path) -> None:
+    with socket.socket() as ours:
+        with suppress(OSError):  # somebody else's already
+            ours.bind(("127.0.0.1", 8803))
+            ours.listen()
+        refused = run_demo(run)
     assert refused.returncode == 1
     assert re.search(r"port 880[1-7]: Address already in use", refused.stderr)
 
