@@ -6,6 +6,7 @@ SQL, which the lake keeps. A model's rows then stream from the model's own curso
 Delta writer. Macros reach it through `adapter.store_relation('tarn', …)`; see `lake.sql`.
 """
 
+import atexit
 import logging
 import threading
 from collections.abc import Callable
@@ -25,7 +26,7 @@ from tarn.dbt.inputs import digest, fingerprint
 from tarn.dbt.publication import Build, publish
 from tarn.errors import TarnError
 from tarn.settings import FROM_RELEASE, settings
-from tarn.storage import releases, views
+from tarn.storage import readers, releases, views
 from tarn.storage.datafiles import data_files, unnoticed
 from tarn.storage.disk import disk_failure
 from tarn.storage.duck import (
@@ -84,6 +85,8 @@ class Plugin(BasePlugin):
         else:
             for name in self._lake.names():
                 self._show(conn, name)
+        if reading := readers.begin(self._lake, self._pinned):
+            atexit.register(readers.end, self._lake, reading)
         self._views = views.restore(conn, self._lake)
 
     def configure_cursor(self, cursor: duckdb.DuckDBPyConnection) -> None:

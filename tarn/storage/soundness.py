@@ -20,6 +20,8 @@ from tarn.errors import TarnError
 
 COMMIT = re.compile(r"(?P<version>\d{20})\.json")
 _LOG_FILE = re.compile(r"\d{20}\.(json|checkpoint\..*)")
+_UNCHECKED = 500
+"""So many commits, which fit a page of a listing, may have no checkpoint yet."""
 _ABSOLUTE = re.compile(r"/|[A-Za-z][A-Za-z0-9+.-]*:")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _TRACE = re.compile(r"(\s+0: <|\n\s*\n|\n?Debug source:|ParsedLogPath|LINE 1:).*", re.S)
@@ -70,7 +72,7 @@ def check(root: str | None, name: str, table: DeltaTable, objects: ObjectStore) 
                 "nothing was read; a shallow clone must be copied whole (deep clone)",
             )
     if root is None:
-        _check_commits(name, _listed_commits(objects, name), table.version())
+        _check_commits(name, _listed_commits(objects, name, table.version()), table.version())
         return
     folder = f"{root}/{name.replace('.', '/')}"
     home = os.path.realpath(root)
@@ -144,8 +146,10 @@ def _commits(log: Sequence["os.DirEntry[str]"]) -> Iterator[tuple[str, int]]:
                 yield entry.name, entry.stat().st_size
 
 
-def _listed_commits(objects: ObjectStore, name: str) -> Iterator[tuple[str, int]]:
-    for page in objects.list(f"{name.replace('.', '/')}/_delta_log"):
+def _listed_commits(objects: ObjectStore, name: str, version: int) -> Iterator[tuple[str, int]]:
+    """Name and size of the last commits; a checkpoint has taken in those before."""
+    log = f"{name.replace('.', '/')}/_delta_log"
+    for page in objects.list(log, offset=f"{log}/{max(version - _UNCHECKED, 0):020d}"):
         for entry in page:
             yield entry["path"].rpartition("/")[2], entry["size"]
 

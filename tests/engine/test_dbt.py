@@ -7,13 +7,14 @@ import json
 import shutil
 import subprocess
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
 
-from tarn.storage import releases
+from tarn.storage import readers, releases
 from tarn.storage.lake import Lake
 from tests.engine.conftest import BIN, ROOT
 
@@ -47,6 +48,7 @@ snapshots:
     relation: ref('orders')
     config: {unique_key: order_id, strategy: check, check_cols: [state], hard_deletes: invalidate}
 """
+BEGINNING = datetime(2000, 1, 1, tzinfo=UTC)
 CONTRACT = """
 models:
   - name: fct_orders
@@ -156,7 +158,9 @@ def test_a_red_build_publishes_nothing_and_a_select_keeps_the_rest(project: Proj
     assert "marts.merged" not in project.release().tables
 
 
-def test_of_two_builds_at_once_one_is_refused(project: Project) -> None:
+def test_of_two_builds_at_once_one_is_refused_and_upkeep_knows_what_they_read(
+    project: Project,
+) -> None:
     building = subprocess.Popen(
         [str(BIN / "dbt"), "build"],
         cwd=project.folder,
@@ -168,10 +172,13 @@ def test_of_two_builds_at_once_one_is_refused(project: Project) -> None:
     said = iter(building.stdout)
     while " START " not in next(said):
         pass
+    versions = {name: project.version(name) for name in project.lake.names()}
+    assert list(readers.versions_read(project.lake, BEGINNING)) == [versions]
     others = releases.publish(project.lake, {}, project.release(), {})
     assert "release 2 was published by somebody else" in "".join(said)
     assert building.wait() != 0
     assert project.release() == others
+    assert not list(readers.versions_read(project.lake, BEGINNING))
 
 
 def test_other_commands_and_rehearsals_publish_and_write_nothing(project: Project) -> None:

@@ -10,6 +10,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
 from functools import cache
 from pathlib import Path
@@ -21,9 +22,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
+from deltalake.exceptions import DeltaError
 
 from tarn.errors import TarnError
-from tarn.storage import catalog, releases
+from tarn.storage import catalog, readers, releases
 from tarn.storage.datafiles import DataFile, Reader, data_files
 from tarn.storage.duck import prepare
 from tarn.storage.lake import Lake
@@ -212,7 +214,7 @@ def test_what_no_release_needs_goes_when_the_grace_has_passed(lake: Lake) -> Non
 
 
 def test_vacuum_agrees_with_delta_rs_about_what_is_needed(lake: Lake) -> None:
-    pinned = upkeep.pinned_versions(lake)
+    pinned = upkeep.pinned_versions(lake, in_days(0))
     for name in lake.names():
         for extra in range(3):
             write(lake, name, newest(lake, name).to_pyarrow_table(), mode="replace")
@@ -251,6 +253,57 @@ def test_the_log_is_cut_no_further_than_a_kept_release_reads(lake: Lake) -> None
     for name, pin in current.tables.items():
         assert content(lake, name, pin.version) == before[3, name]
     assert lake.table("raw.sales", 1) is None
+
+
+@pytest.mark.parametrize("young", [60, 90], ids=["all of the tail", "the end of the tail"])
+def test_a_thinned_log_keeps_its_last_versions_and_what_somebody_reads(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch, young: int
+) -> None:
+    monkeypatch.setattr(vacuum, "LOG_ENTRIES", 25)
+    name, log = "marts.passing", Path(lake.uri("marts.passing"), "_delta_log")
+    for value in range(100):
+        write(lake, name, pa.table({"x": [value]}), mode="append" if value % 15 else "replace")
+        if value == 48:
+            publish(lake)
+        if value == 17:
+            reading = readers.begin(lake, {name: value})
+            assert reading is not None
+    before = {version: content(lake, name, version) for version in range(100)}
+    vacuum.thin(lake, name, upkeep.pinned_versions(lake, in_days(0))[name])
+    kept = readable(lake, name)
+    assert {17, 48, *range(75, 100)} <= kept
+    assert len(kept) < 60
+    assert {version: content(lake, name, version) for version in kept} == {
+        version: before[version] for version in kept
+    }
+    # Versions are a week old, but for the young ones and the one before them: those stay whole.
+    for path in (*log.glob("*.json"), *log.parent.glob("*.parquet")):
+        os.utime(path, (age := time.time() - 7 * 86_400, age))
+    for version in kept & set(range(young, 100)):
+        os.utime(log / f"{version:020}.json")
+    assert maintain(lake, [name]).files > 10
+    for version in (17, 48, *(kept & set(range(young - 1, 100)))):
+        assert content(lake, name, version) == before[version]
+    readers.end(lake, reading)
+    maintain(lake, [name])
+    with pytest.raises(duckdb.Error):
+        content(lake, name, 17)
+    assert content(lake, name, 48) == before[48]
+    for value in range(100, 130):
+        write(lake, name, pa.table({"x": [value]}), mode="append")
+    vacuum.thin(lake, name, [])
+    assert min(readable(lake, name)) > 90
+    assert newest(lake, name).to_pyarrow_table().num_rows > 30
+
+
+def readable(lake: Lake, name: str) -> set[int]:
+    """The versions of a table that its log still tells of."""
+    found = set()
+    for version in range(newest(lake, name).version() + 1):
+        with suppress(DeltaError, OSError):
+            DeltaTable(lake.uri(name), version)
+            found.add(version)
+    return found
 
 
 def test_what_dead_writers_left_goes_and_what_lives_or_is_not_ours_stays(lake: Lake) -> None:

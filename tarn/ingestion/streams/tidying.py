@@ -1,7 +1,7 @@
-"""Small files of a stream become few while it runs.
+"""Small files of a stream become few while it runs, and its log stays short.
 
-A commit every second makes a file every second. Those are put together in a thread of their own,
-by the rules of `tarn maintain`: readers and the stream itself go on meanwhile.
+A commit every second makes a file and a log entry every second. Files are put together in a thread
+of their own, by the rules of `tarn maintain`: readers and the stream itself go on meanwhile.
 """
 
 import logging
@@ -10,12 +10,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
 
 from tarn.storage.lake import Lake
-from tarn.storage.upkeep.maintain import FAILURES, rewritten
+from tarn.storage.upkeep.maintain import FAILURES, pinned_versions, rewritten
+from tarn.storage.upkeep.vacuum import thin
 
 log = logging.getLogger(__name__)
 
 EVERY = 60
-"""Commits of a table."""
+"""Commits of a table after which its files are put together."""
+_THIN_EVERY = 10
+"""So many times of that make one of the log's: it looks at all releases."""
 
 
 class Tidier:
@@ -24,6 +27,7 @@ class Tidier:
     def __init__(self, lake: Lake) -> None:
         self.lake = lake
         self._commits: Counter[str] = Counter()
+        self._times: Counter[str] = Counter()
         self._pool = ThreadPoolExecutor(1, "tidy")
         self._under_way: Future[None] | None = None
 
@@ -40,7 +44,11 @@ class Tidier:
         self._pool.shutdown(cancel_futures=True)
 
     def _tidy(self, name: str) -> None:
+        now = datetime.now(UTC)
         try:
-            rewritten(self.lake, name, datetime.now(UTC))
+            rewritten(self.lake, name, now)
+            self._times[name] += 1
+            if self._times[name] % _THIN_EVERY == 0:
+                thin(self.lake, name, pinned_versions(self.lake, now).get(name, ()))
         except FAILURES as failure:
             log.info("%s: not compacted: %s", name, failure)

@@ -20,7 +20,7 @@ from deltalake.exceptions import DeltaError
 from obstore.exceptions import BaseError
 
 from tarn.errors import TarnError
-from tarn.storage import catalog, redis_copy, releases
+from tarn.storage import catalog, readers, redis_copy, releases
 from tarn.storage.datafiles import Reader, why_untouchable
 from tarn.storage.disk import disk_failure
 from tarn.storage.lake import OWN_SCHEMA, Lake
@@ -124,7 +124,7 @@ def maintain(
     release = None if dry_run else publish_rewritten(lake)
     gone = [] if names else expire(lake, now, dry_run)
     grace = lake.policy.vacuum_after
-    pinned = pinned_versions(lake)
+    pinned = pinned_versions(lake, now)
     tables = [
         _vacuum_table(lake, rewritten[name], pinned.get(name, set()), now, grace, dry_run)
         for name in chosen
@@ -197,9 +197,12 @@ def expired(kept: Sequence[Release], policy: Releases, now: datetime) -> list[in
     )
 
 
-def pinned_versions(lake: Lake) -> dict[str, set[int]]:
-    """By table, the versions that kept releases read, and just expired ones."""
+def pinned_versions(lake: Lake, now: datetime) -> dict[str, set[int]]:
+    """By table, the versions that kept releases read, just expired ones, and builds under way."""
     pinned: dict[str, set[int]] = {}
+    for read in readers.versions_read(lake, now - lake.policy.vacuum_after):
+        for name, version in read.items():
+            pinned.setdefault(name, set()).add(version)
     for release in releases.releases(lake):
         for name, pin in release.tables.items():
             pinned.setdefault(name, set()).add(pin.version)

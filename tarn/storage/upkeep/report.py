@@ -117,7 +117,7 @@ def report(lake: Lake, names: Sequence[str] = (), now: datetime | None = None) -
     tables = {name: table for name in chosen if (table := _table(lake, name)) is not None}
     history = {name: table.history(_HISTORY) for name, table in tables.items()}
     reads = _reads(history.values())
-    pinned = pinned_versions(lake)
+    pinned = pinned_versions(lake, now)
     kept = list(releases.releases(lake))
     native = catalog.native_sizes(lake)
     reports, advice = [], []

@@ -1,8 +1,9 @@
 """What can be deleted from a lake without anyone missing it, and its deletion.
 
 A file stays when it is younger than the grace, or belongs to a version that a kept release pins,
-or to one that was the newest at any time within the grace. The same is true of log entries. No
-commit is made, and a run that dies has deleted only what the next run would delete as well.
+or to one that was the newest at any time within the grace. The same is true of log entries, but
+of a stream's, which are thinned sooner: it makes tens of thousands a day. No commit is made, and a
+run that dies has deleted only what the next run would delete as well.
 """
 
 import json
@@ -12,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +24,7 @@ from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 
 from tarn.errors import TarnError
-from tarn.storage import catalog
+from tarn.storage import catalog, readers
 from tarn.storage.datafiles import data_files
 from tarn.storage.lake import OWN_SCHEMA, Lake
 from tarn.storage.soundness import COMMIT
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
 _CHECKPOINT = re.compile(r"(\d{20})\.checkpoint\.parquet")
 _UNFINISHED = re.compile(r"#\d+$")
 """End of the name of a file that a local writer had not finished; listings do not show it."""
+LOG_ENTRIES = 3600
+"""So many versions of a thinned log stay readable: an hour's of a commit each second."""
 _LEAST_LOG_ENTRIES = 10
 """Fewer are not worth a checkpoint of their own."""
 
@@ -81,22 +85,44 @@ def of_table(
             raise TarnError("its log is not readable", name, "nothing of this table was removed")
         half = tuple((entry["path"], entry["size"]) for entry in old)
         return Garbage(files=(*half, *unfinished))
-    oldest_shown = min(log.tip_at(cutoff), table.version())
-    needed_versions = sorted({*pinned, oldest_shown, table.version()})
+    newest, oldest_shown = table.version(), min(log.tip_at(cutoff), table.version())
+    begun = [version for version in log.beginnings if oldest_shown < version <= newest]
+    needed_versions = sorted({*pinned, oldest_shown, *begun, newest})
     files = list(unfinished)
     if old:
-        needed = _needed(lake, name, needed_versions, range(oldest_shown + 1, table.version() + 1))
+        unlisted = range(max(log.commits, default=-1) + 1, newest + 1)
+        since = [v for v in (*log.commits, *unlisted) if oldest_shown < v <= newest]
+        needed = _needed(lake, name, needed_versions, since)
         live = {f"{folder}/{key}" for key in needed}
         files = [(e["path"], e["size"]) for e in old if e["path"] not in live] + files
     trimmed, checkpoint = log.before(needed_versions[0], cutoff)
     return Garbage(tuple(files), trimmed, checkpoint)
 
 
+def thin(lake: Lake, name: str, pinned: Iterable[int]) -> None:
+    """Forget the versions of a table but the last ones and those pinned.
+
+    Each commit lists the log, so a long one makes it slow. What stays can be read as before.
+    """
+    folder = name.replace(".", "/")
+    log = _Log.of(lake.files(f"{folder}/_delta_log"), folder)
+    oldest = max(log.commits, default=0) - LOG_ENTRIES
+    base = log.base_of(oldest)
+    if base is None:
+        return
+    stay: set[int] = set()
+    for version in pinned:
+        stay.update(range(log.base_of(version) or 0, version + 1))
+    for version, entry in sorted(log.dated, key=lambda each: each[0]):
+        if version < base and version not in stay:
+            delete(lake, entry["path"])
+
+
 def of_lake(lake: Lake, now: datetime, grace: timedelta) -> Garbage:
     """What dead processes left outside of tables."""
     cutoff = now - grace
-    drafts = [e for e in lake.files(DRAFTS) if e["last_modified"] < cutoff]
-    files = [(entry["path"], entry["size"]) for entry in drafts]
+    left = [e for folder in (DRAFTS, readers.FOLDER) for e in lake.files(folder)]
+    files = [(entry["path"], entry["size"]) for entry in left if entry["last_modified"] < cutoff]
     files += [*_unfinished(lake, OWN_SCHEMA, cutoff)]
     if lake.is_local:
         for path in Path(lake.root).glob(f"{catalog.FILE}.*"):
@@ -158,14 +184,39 @@ class _Log:
                 checkpoints[int(match[1])] = entry
         return cls(commits, checkpoints)
 
+    @property
+    def dated(self) -> "list[tuple[int, ObjectMeta]]":
+        """All files with their versions."""
+        return [*self.commits.items(), *self.checkpoints.items()]
+
+    @cached_property
+    def readable(self) -> list[int]:
+        """The versions of which everything is there, oldest first."""
+        found: list[int] = []
+        for version in sorted({*self.commits, *self.checkpoints}):
+            if version in self.checkpoints or version == 0 or found[-1:] == [version - 1]:
+                found.append(version)
+        return found
+
+    @property
+    def beginnings(self) -> list[int]:
+        """The readable versions before which one is missing: in a log that was never thinned, the
+        first alone."""
+        pairs = zip([None, *self.readable], self.readable, strict=False)
+        return [version for before, version in pairs if before != version - 1]
+
+    def base_of(self, version: int) -> int | None:
+        """The checkpoint from which a version is read; None if there is none."""
+        return max((v for v in self.checkpoints if v <= version), default=None)
+
     def tip_at(self, moment: datetime) -> int:
         """The version that was the newest at a moment; the oldest readable one, if none was.
 
         A clock that was set back makes versions look younger than they are, so they stay.
         """
         later = [v for v, entry in self.commits.items() if entry["last_modified"] >= moment]
-        oldest = 0 if 0 in self.commits else min(self.checkpoints, default=0)
-        return max(min(later) - 1, oldest) if later else max(self.commits, default=oldest)
+        before = [v for v in self.readable if not later or v < min(later)]
+        return max(before) if before else min(self.readable, default=0)
 
     def before(
         self, version: int, cutoff: datetime
@@ -174,20 +225,19 @@ class _Log:
 
         One is made only where it frees ten entries more than the checkpoint there is.
         """
-        base = max((v for v in self.checkpoints if v <= version), default=None)
+        base = self.base_of(version)
         make = None
         if len([v for v in self.commits if (base or 0) <= v < version]) >= _LEAST_LOG_ENTRIES:
             base = make = version
         if base is None:
             return (), None
-        dated = [*self.commits.items(), *self.checkpoints.items()]
-        before = sorted((each for each in dated if each[0] < base), key=lambda each: each[0])
+        before = sorted((each for each in self.dated if each[0] < base), key=lambda each: each[0])
         old = takewhile(lambda each: each[1]["last_modified"] < cutoff, before)
         entries = tuple((entry["path"], entry["size"]) for _, entry in old)
         return entries, make if entries else None
 
 
-def _needed(lake: Lake, name: str, versions: Sequence[int], since: range) -> set[str]:
+def _needed(lake: Lake, name: str, versions: Sequence[int], since: Sequence[int]) -> set[str]:
     """Keys of the files of some versions, and of all that the commits `since` added."""
     keys: set[str] = set()
     for version in versions:
@@ -199,7 +249,10 @@ def _needed(lake: Lake, name: str, versions: Sequence[int], since: range) -> set
         keys |= {file.key for file in data_files(table)}
     for version in since:
         path = f"{name.replace('.', '/')}/_delta_log/{version:020}.json"
-        lines = bytes(lake.objects.get(path).bytes()).decode().splitlines()
+        try:
+            lines = bytes(lake.objects.get(path).bytes()).decode().splitlines()
+        except FileNotFoundError:  # thinned meanwhile
+            continue
         entries = (json.loads(line) for line in lines)
         keys |= {unquote(entry["add"]["path"]) for entry in entries if "add" in entry}
     return keys
