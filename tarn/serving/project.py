@@ -1,8 +1,10 @@
 """The project as dbt reads it now, without running anything."""
 
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from tarn.errors import TarnError
 from tarn.settings import Settings, program
 
 _STATE = "state"
+_PARSED = "partial_parse.msgpack"
 _READ_BY_DBT = (".sql", ".yml", ".yaml", ".md", ".csv", ".py", ".jinja")
 _OF_A_SHELL = {"_", "COLUMNS", "LINES", "OLDPWD", "PWD", "SHLVL"}
 """Variables that differ between two commands and tell dbt nothing."""
@@ -25,6 +28,10 @@ def parsed(home: Settings, user: str) -> Path:
     if mark.exists() and mark.read_text() == state:
         return target
     mark.unlink(missing_ok=True)
+    target.mkdir(parents=True, exist_ok=True)
+    with suppress(FileNotFoundError):
+        # What the last build has parsed, dbt need not parse again.
+        shutil.copy(home.project_dir / "target" / _PARSED, target / _PARSED)
     command = [program("dbt"), "parse", "--target-path", str(target)]
     done = subprocess.run(
         command,

@@ -152,6 +152,7 @@ def test_the_catalog_opens_in_the_duckdb_prompt_while_a_build_runs(
         shown = subprocess.check_output(command, cwd=own_project, text=True)
         assert json.loads(shown) == [{"sum(sales_amount)": TOTAL}]
         seen += 1
+        time.sleep(0.3)
     assert building.returncode == 0
     assert seen
 
