@@ -64,11 +64,11 @@ def produce(kafka: Kafka, topic: str, messages: int, rate: int | None = None) ->
     producer.flush()
 
 
-def declared(kafka: Kafka, name: str, topic: str, more: str = "") -> Path:
+def declared(kafka: Kafka, name: str, topic: str, more: str = "", system: str = "shop") -> Path:
     """A project that reads one topic."""
     return project(
         f"streams_{name}",
-        "shop",
+        system,
         f"kind: kafka\nconnection: {{bootstrap_servers: '{kafka.address}'}}\n"
         f"tables:\n  events: {{topic: {topic}, write: append{more}}}",
     )
@@ -80,9 +80,15 @@ def throughput(kafka: Kafka) -> None:
     produce(kafka, "clicks", MESSAGES)
     ways = [
         Contender("read, and thrown away", python("benchmarks.streams", "plain", kafka.address)),
-        _once(kafka, "without positions", [*python("benchmarks.streams", "careless")]),
-        _once(kafka, "tarn stream --once", [*TARN, "stream", "--once"]),
-        _once(kafka, "the same, by key", [*TARN, "stream", "--once"], ", primary_key: [event_id]"),
+        _once(kafka, "careless", "without positions", python("benchmarks.streams", "careless")),
+        _once(kafka, "once", "tarn stream --once", [*TARN, "stream", "--once"]),
+        _once(
+            kafka,
+            "keyed",
+            "the same, by key",
+            [*TARN, "stream", "--once"],
+            ", primary_key: [event_id]",
+        ),
     ]
     compare(f"{MESSAGES / 1e6:g} million messages of 150 bytes, whole process", ways, rounds=3)
     for way in ways:
@@ -91,9 +97,12 @@ def throughput(kafka: Kafka) -> None:
     CONSOLE.print(f" exactly once costs {cost:.1%}\n")
 
 
-def _once(kafka: Kafka, name: str, command: Sequence[str], more: str = "") -> Contender:
-    folder = declared(kafka, name.replace(" ", "_"), "clicks", more)
-    way = Contender(name, command, cwd=folder, environment=in_project(folder))
+def _once(
+    kafka: Kafka, system: str, told: str, command: Sequence[str], more: str = ""
+) -> Contender:
+    # Each in a consumer group of its own: they are not to wait for one another.
+    folder = declared(kafka, system, "clicks", more, system)
+    way = Contender(told, command, cwd=folder, environment=in_project(folder))
     way.before = lambda: shutil.rmtree(folder / "lake", ignore_errors=True)
     return way
 
