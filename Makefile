@@ -19,7 +19,7 @@ lint: .venv/dev  ## check style, types and the dbt project; offline, in seconds
 	@$(BIN)/sqlfluff lint --disable-progress-bar --nocolor models tests/singular
 	@$(BIN)/dbt parse --quiet && $(BIN)/dbt-bouncer run --only manifest_checks
 
-bench: .venv/dev  ## measure each claim of speed beside its peer; an hour
+bench: .venv/dev  ## measure each claim of speed beside its peer; two hours
 	@for each in mart merge build star_join postgres read_csv streams stream_marts; do $(BIN)/python -m benchmarks.$$each || exit 1; done
 
 drill: .venv/dev  ## kill, fill, race and turn back the clock; half an hour

@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 _CHECKPOINT = re.compile(r"(\d{20})\.checkpoint\.parquet")
 _UNFINISHED = re.compile(r"#\d+$")
 """End of the name of a file that a local writer had not finished; listings do not show it."""
-LOG_ENTRIES = 3600
-"""So many versions of a thinned log stay readable: an hour's of a commit each second."""
+LOG_ENTRIES = 1000
+"""So many versions of a thinned log stay readable: a quarter of an hour of one-second commits."""
 _LEAST_LOG_ENTRIES = 10
 """Fewer are not worth a checkpoint of their own."""
 
