@@ -83,7 +83,8 @@ def load(
     came = "would come in; nothing was written" if options.dry_run else "came in"
     moved = f"{rows:,} rows {came}" if rows or options.dry_run else "nothing new"
     seconds = max((each.seconds for each in loads), default=0)
-    say(f"Ingested {len(loads)} systems in {seconds:.0f} s: {moved}.")
+    systems = "1 system" if len(loads) == 1 else f"{len(loads)} systems"
+    say(f"Ingested {systems} in {seconds:.0f} s: {moved}.")
     for table in (table for table in tables if table.error):
         click.echo(click.style("failed: ", fg="red", bold=True) + str(table.error), err=True)
     return loads
