@@ -266,8 +266,8 @@ def test_a_thinned_log_keeps_its_last_versions_and_what_somebody_reads(
         if value == 48:
             publish(lake)
         if value == 17:
-            reading = readers.begin(lake, {name: value})
-            assert reading is not None
+            reading = readers.begin(lake, {name: value}) or ""
+            assert reading
     before = {version: content(lake, name, version) for version in range(100)}
     vacuum.thin(lake, name, upkeep.pinned_versions(lake, in_days(0))[name])
     kept = readable(lake, name)
