@@ -6,7 +6,7 @@ from pathlib import Path
 
 from confluent_kafka import Producer
 
-from demo.streams.messages import Message, burst
+from demo.streams.messages import TIMEOUT_SECONDS, Message, burst
 
 TOPICS = ("web.clicks", "web.orders")
 
@@ -15,9 +15,9 @@ TOPICS = ("web.clicks", "web.orders")
 def serve(run: Path, any_port: bool) -> Iterator[str]:
     """Run a broker, whose port is always any one; give its address."""
     producer = Producer({"test.mock.num.brokers": 1, "log_level": 3})
-    (broker,) = producer.list_topics(timeout=10).brokers.values()
+    (broker,) = producer.list_topics(timeout=TIMEOUT_SECONDS).brokers.values()
     for topic in TOPICS:
-        producer.list_topics(topic, timeout=10)  # makes it
+        producer.list_topics(topic, timeout=TIMEOUT_SECONDS)  # makes it
     _send(producer, burst(run, *TOPICS))
     yield f"{broker.host}:{broker.port}"
 
@@ -35,5 +35,5 @@ class Sender:
 def _send(producer: Producer, messages: list[Message]) -> None:
     for topic, key, value in messages:
         producer.produce(topic, value, key)
-    if producer.flush(10):
+    if producer.flush(TIMEOUT_SECONDS):
         raise ConnectionError("Kafka does not take what is sent to it")

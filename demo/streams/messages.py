@@ -14,6 +14,8 @@ import duckdb
 
 FOLDER = "streams"
 SENT = "streams.sent"
+TIMEOUT_SECONDS = 10
+"""A broker on this machine that has not answered by then is gone."""
 
 
 class Message(NamedTuple):

@@ -8,6 +8,7 @@ the start.
 import asyncio
 import logging
 import secrets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 from demo import making
 from demo.listening import listen
-from demo.streams.messages import Message, burst
+from demo.streams.messages import TIMEOUT_SECONDS, Message, burst
 
 PORT = 8807
 TOPIC = "vans"
@@ -105,5 +106,8 @@ class Sender:
         sent = [
             self.client.publish(f"vans/{van}/position", value, QOS) for _, van, value in messages
         ]
+        until = time.monotonic() + TIMEOUT_SECONDS
         for each in sent:
-            each.wait_for_publish(10)
+            each.wait_for_publish(max(until - time.monotonic(), 0))
+            if not each.is_published():
+                raise ConnectionError("MQTT does not take what is sent to it")

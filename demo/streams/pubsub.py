@@ -1,7 +1,7 @@
 """The Pub/Sub that tells who has joined."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import grpc  # type: ignore[import-untyped]
@@ -11,7 +11,7 @@ from google.pubsub_v1.services.subscriber.transports import SubscriberGrpcTransp
 
 from demo.listening import listen
 from demo.streams import pubsub_server
-from demo.streams.messages import Message, burst
+from demo.streams.messages import TIMEOUT_SECONDS, Message, burst
 
 PORT = 8806
 PROJECT, TOPIC, SUBSCRIPTION = "grocer", "sign_ups", "lakehouse"
@@ -22,13 +22,9 @@ _SUBSCRIPTION = f"projects/{PROJECT}/subscriptions/{SUBSCRIPTION}"
 @contextmanager
 def serve(run: Path, any_port: bool) -> Iterator[str]:
     """Run the server in threads; give its address."""
-    with listen(PORT, any_port) as held:
-        _, port = held.getsockname()
-    with ExitStack() as stack:
-        try:
-            address = stack.enter_context(pubsub_server.serve(port))
-        except RuntimeError:  # somebody was faster
-            address = stack.enter_context(pubsub_server.serve())
+    if not any_port:
+        listen(PORT, any_port).close()
+    with pubsub_server.serve(0 if any_port else PORT) as address:
         _fill(address, burst(run, TOPIC))
         yield address
 
@@ -55,4 +51,4 @@ class Sender:
             data = [
                 PubsubMessage(data=value.encode()) for _, _, value in messages[start : start + 1000]
             ]
-            self.client.publish(topic=_TOPIC, messages=data)
+            self.client.publish(topic=_TOPIC, messages=data, retry=None, timeout=TIMEOUT_SECONDS)

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from uuid import uuid4
 
-import obstore
 from obstore.exceptions import BaseError
 
 from tarn.storage.lake import OWN_SCHEMA, Lake
@@ -34,7 +33,7 @@ def begin(lake: Lake, versions: Mapping[str, int]) -> str | None:
 def end(lake: Lake, path: str) -> None:
     """The reading is done."""
     try:
-        obstore.delete(lake.objects, path)
+        lake.objects.delete(path)
     except _FAILURES as error:
         log.debug("%s stays until its grace has passed: %s", path, error)
 

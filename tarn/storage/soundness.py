@@ -20,8 +20,8 @@ from tarn.errors import TarnError
 
 COMMIT = re.compile(r"(?P<version>\d{20})\.json")
 _LOG_FILE = re.compile(r"\d{20}\.(json|checkpoint\..*)")
-_UNCHECKED = 500
-"""So many commits, which fit a page of a listing, may have no checkpoint yet."""
+_LAST = 500
+"""So many commits, with what lies between, fit a page of a listing."""
 _ABSOLUTE = re.compile(r"/|[A-Za-z][A-Za-z0-9+.-]*:")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _TRACE = re.compile(r"(\s+0: <|\n\s*\n|\n?Debug source:|ParsedLogPath|LINE 1:).*", re.S)
@@ -147,9 +147,17 @@ def _commits(log: Sequence["os.DirEntry[str]"]) -> Iterator[tuple[str, int]]:
 
 
 def _listed_commits(objects: ObjectStore, name: str, version: int) -> Iterator[tuple[str, int]]:
-    """Name and size of the last commits; a checkpoint has taken in those before."""
+    """Name and size of at least the commits that no checkpoint has taken in."""
     log = f"{name.replace('.', '/')}/_delta_log"
-    for page in objects.list(log, offset=f"{log}/{max(version - _UNCHECKED, 0):020d}"):
+    begin = max(version - _LAST, 0)
+    last = list(_listed(objects, log, f"{log}/{begin:020}"))
+    others = {file for file, _ in last if is_log_file(file) and not COMMIT.fullmatch(file)}
+    has_checkpoint = any(int(file[:20]) <= version for file in others)
+    yield from last if begin == 0 or has_checkpoint else _listed(objects, log)
+
+
+def _listed(objects: ObjectStore, log: str, after: str | None = None) -> Iterator[tuple[str, int]]:
+    for page in objects.list(log, offset=after):
         for entry in page:
             yield entry["path"].rpartition("/")[2], entry["size"]
 

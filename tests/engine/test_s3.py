@@ -15,7 +15,7 @@ from deltalake.exceptions import CommitFailedError
 
 from tarn.errors import TarnError
 from tarn.settings import Settings
-from tarn.storage import releases
+from tarn.storage import releases, soundness
 from tarn.storage.duck import client, prepare, select_from
 from tarn.storage.lake import Lake
 from tarn.storage.releases import Pin
@@ -166,6 +166,17 @@ def test_a_file_that_is_gone_is_told_to_who_reads_it(lake: Lake) -> None:
 
 def test_an_empty_commit_is_refused(lake: Lake) -> None:
     write(lake, "raw.t", pa.table({"n": [1]}), mode="append")
+    lake.objects.put(f"raw/t/_delta_log/{1:020d}.json", b"")
+    with pytest.raises(TarnError, match="commit 1 is empty"):
+        lake.table("raw.t")
+
+
+def test_an_empty_commit_is_found_however_far_back_it_is(
+    lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(soundness, "_LAST", 1)
+    for value in range(4):
+        write(lake, "raw.t", pa.table({"n": [value]}), mode="append")
     lake.objects.put(f"raw/t/_delta_log/{1:020d}.json", b"")
     with pytest.raises(TarnError, match="commit 1 is empty"):
         lake.table("raw.t")

@@ -296,6 +296,26 @@ def test_a_thinned_log_keeps_its_last_versions_and_what_somebody_reads(
     assert newest(lake, name).to_pyarrow_table().num_rows > 30
 
 
+def test_versions_of_a_checkpoint_in_parts_are_readable_too(lake: Lake) -> None:
+    name, log = "marts.passing", Path(lake.uri("marts.passing"), "_delta_log")
+    for value in range(18):
+        write(lake, name, pa.table({"x": [value]}), mode="replace")
+    (checkpoint,) = log.glob("*.checkpoint.parquet")
+    first = int(checkpoint.name[:20])
+    # As Spark makes them of large tables; nothing before it is there any more.
+    checkpoint.rename(log / f"{first:020}.checkpoint.0000000001.0000000001.parquet")
+    (log / "_last_checkpoint").unlink()
+    for version in range(first):
+        (log / f"{version:020}.json").unlink()
+    for path in (*log.glob("*.json"), *log.parent.glob("*.parquet")):
+        os.utime(path, (age := time.time() - 7 * 86_400, age))
+    for version in range(13, 18):
+        os.utime(log / f"{version:020}.json")
+    before = {version: content(lake, name, version) for version in range(12, 18)}
+    assert maintain(lake, [name]).files == 12
+    assert {version: content(lake, name, version) for version in before} == before
+
+
 def readable(lake: Lake, name: str) -> set[int]:
     """The versions of a table that its log still tells of."""
     found = set()

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 from typing import Protocol
 
 import duckdb
@@ -199,17 +200,15 @@ def expired(kept: Sequence[Release], policy: Releases, now: datetime) -> list[in
 
 def pinned_versions(lake: Lake, now: datetime) -> dict[str, set[int]]:
     """By table, the versions that kept releases read, just expired ones, and builds under way."""
-    pinned: dict[str, set[int]] = {}
-    for read in readers.versions_read(lake, now - lake.policy.vacuum_after):
-        for name, version in read.items():
-            pinned.setdefault(name, set()).add(version)
+    reads = list(readers.versions_read(lake, now - lake.policy.vacuum_after))
     for release in releases.releases(lake):
-        for name, pin in release.tables.items():
-            pinned.setdefault(name, set()).add(pin.version)
+        reads.append({name: pin.version for name, pin in release.tables.items()})
     for entry in lake.files(EXPIRED):
-        content = json.loads(bytes(lake.objects.get(entry["path"]).bytes()))
-        for name, each in content["tables"].items():
-            pinned.setdefault(name, set()).add(each["version"])
+        tables = json.loads(bytes(lake.objects.get(entry["path"]).bytes()))["tables"]
+        reads.append({name: pin["version"] for name, pin in tables.items()})
+    pinned: dict[str, set[int]] = {}
+    for name, version in chain.from_iterable(read.items() for read in reads):
+        pinned.setdefault(name, set()).add(version)
     return pinned
 
 

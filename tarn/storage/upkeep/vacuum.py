@@ -27,13 +27,13 @@ from tarn.errors import TarnError
 from tarn.storage import catalog, readers
 from tarn.storage.datafiles import data_files
 from tarn.storage.lake import OWN_SCHEMA, Lake
-from tarn.storage.soundness import COMMIT
+from tarn.storage.soundness import COMMIT, is_log_file
 from tarn.storage.upkeep.rewrite import FOLDER as DRAFTS
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta
 
-_CHECKPOINT = re.compile(r"(\d{20})\.checkpoint\.parquet")
+_CHECKPOINT = re.compile(r"\d{20}\.checkpoint\.parquet")
 _UNFINISHED = re.compile(r"#\d+$")
 """End of the name of a file that a local writer had not finished; listings do not show it."""
 LOG_ENTRIES = 1000
@@ -85,13 +85,15 @@ def of_table(
             raise TarnError("its log is not readable", name, "nothing of this table was removed")
         half = tuple((entry["path"], entry["size"]) for entry in old)
         return Garbage(files=(*half, *unfinished))
-    newest, oldest_shown = table.version(), min(log.tip_at(cutoff), table.version())
-    begun = [version for version in log.beginnings if oldest_shown < version <= newest]
+    newest = table.version()
+    oldest_shown = min(log.tip_at(cutoff), newest)
+    later = range(oldest_shown + 1, newest + 1)
+    begun = {version for version in log.beginnings if version in later}
     needed_versions = sorted({*pinned, oldest_shown, *begun, newest})
     files = list(unfinished)
     if old:
-        unlisted = range(max(log.commits, default=-1) + 1, newest + 1)
-        since = [v for v in (*log.commits, *unlisted) if oldest_shown < v <= newest]
+        committed = {*log.commits, *range(max(log.commits, default=-1) + 1, newest + 1)}
+        since = [version for version in later if version in committed]
         needed = _needed(lake, name, needed_versions, since)
         live = {f"{folder}/{key}" for key in needed}
         files = [(e["path"], e["size"]) for e in old if e["path"] not in live] + files
@@ -113,7 +115,7 @@ def thin(lake: Lake, name: str, pinned: Iterable[int]) -> None:
     stay: set[int] = set()
     for version in pinned:
         stay.update(range(log.base_of(version) or 0, version + 1))
-    for version, entry in sorted(log.dated, key=lambda each: each[0]):
+    for version, entry in log.dated:
         if version < base and version not in stay:
             delete(lake, entry["path"])
 
@@ -170,31 +172,37 @@ class _Log:
     commits: "Mapping[int, ObjectMeta]"
     checkpoints: "Mapping[int, ObjectMeta]"
     """Those in one file, as delta-rs makes them."""
+    bases: frozenset[int]
+    """Versions of all checkpoints; those of others may have parts."""
 
     @classmethod
     def of(cls, listed: "Iterable[ObjectMeta]", folder: str) -> "_Log":
         commits: dict[int, ObjectMeta] = {}
         checkpoints: dict[int, ObjectMeta] = {}
+        bases: set[int] = set()
         prefix = f"{folder}/_delta_log/"
         for entry in listed:
             file = entry["path"].removeprefix(prefix)
             if match := COMMIT.fullmatch(file):
                 commits[int(match[1])] = entry
-            elif match := _CHECKPOINT.fullmatch(file):
-                checkpoints[int(match[1])] = entry
-        return cls(commits, checkpoints)
+            elif is_log_file(file):
+                bases.add(int(file[:20]))
+                if _CHECKPOINT.fullmatch(file):
+                    checkpoints[int(file[:20])] = entry
+        return cls(commits, checkpoints, frozenset(bases))
 
     @property
     def dated(self) -> "list[tuple[int, ObjectMeta]]":
-        """All files with their versions."""
-        return [*self.commits.items(), *self.checkpoints.items()]
+        """Files with their versions, oldest first."""
+        files = [*self.commits.items(), *self.checkpoints.items()]
+        return sorted(files, key=lambda each: each[0])
 
     @cached_property
     def readable(self) -> list[int]:
         """The versions of which everything is there, oldest first."""
         found: list[int] = []
-        for version in sorted({*self.commits, *self.checkpoints}):
-            if version in self.checkpoints or version == 0 or found[-1:] == [version - 1]:
+        for version in sorted({*self.commits, *self.bases}):
+            if version in self.bases or version == 0 or found[-1:] == [version - 1]:
                 found.append(version)
         return found
 
@@ -231,7 +239,7 @@ class _Log:
             base = make = version
         if base is None:
             return (), None
-        before = sorted((each for each in self.dated if each[0] < base), key=lambda each: each[0])
+        before = takewhile(lambda each: each[0] < base, self.dated)
         old = takewhile(lambda each: each[1]["last_modified"] < cutoff, before)
         entries = tuple((entry["path"], entry["size"]) for _, entry in old)
         return entries, make if entries else None
