@@ -43,6 +43,8 @@ class Arrival:
     """Fields that hold lists, which become tables of their own."""
     renamed: Mapping[str, str] = field(default_factory=dict)
     """Columns that came by another name: that name, by the one in the lake."""
+    gone: frozenset[str] | None = None
+    """Columns that rows have lacked for too long, where more is known than from these rows."""
 
     @property
     def delivered(self) -> dict[str, str]:
@@ -228,6 +230,8 @@ class _Talks:
 
     def _by_chance(self, name: str) -> bool:
         """Whether rows may well come without a column that the lake's rows have."""
+        if self.arrival.gone is not None:
+            return name not in self.arrival.gone
         return by_chance(self.arrival.rows or 0, self.before.landed.share_of_nulls(name))
 
     def _nested(self) -> set[str]:

@@ -217,6 +217,18 @@ def test_drift_stops_its_table_and_no_other(shop: Shop) -> None:
     assert shop.ids() == list(range(40))
 
 
+def test_what_some_messages_lack_is_gone_only_when_many_do(shop: Shop) -> None:
+    shop.declare()
+    some = [*orders(range(30), city="Bath"), *orders(range(30, 40))]
+    shop.send("orders", *some)
+    shop.once()
+    shop.send("orders", *orders(range(40, 50)))
+    assert not [text for text in shop.once()[1] if "city" in text]
+    shop.send("orders", *orders(range(50, 250)))
+    assert [text for text in shop.once()[1] if "column city is no longer delivered" in text]
+    assert shop.ids() == list(range(250))
+
+
 def test_messages_that_have_expired_are_told_and_a_gap_must_be_accepted(shop: Shop) -> None:
     shop.declare()
     shop.send("orders", *orders([1]))

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tarn.ingestion.landed import Desk
-from tarn.ingestion.streams import known as known_module
-from tarn.ingestion.streams import positions
-from tarn.ingestion.streams.known import Known
+from tarn.ingestion.landed import Desk, Landed
+from tarn.ingestion.streams import hashes, known, positions
+from tarn.ingestion.streams.absence import Absence
+from tarn.ingestion.streams.hashes import IN_MEMORY
+from tarn.ingestion.streams.known import MOST_HASHES, Known
 from tarn.ingestion.streams.tidying import EVERY, Tidier
 from tarn.storage.lake import Lake
 from tarn.storage.writer import OvertakenError, write
@@ -65,7 +66,11 @@ def test_positions_survive_the_lake_and_fence_others_out(reached: list[int]) -> 
                 write(lake, NAME, rows(["b"], START), mode="append", transactions={}, fence=fence)
 
 
-@pytest.mark.parametrize("most", [known_module.MOST_HASHES, 3])
+@pytest.mark.parametrize(
+    ("most", "in_memory"),
+    [(MOST_HASHES, IN_MEMORY), (MOST_HASHES, 1), (3, IN_MEMORY)],
+    ids=["memory", "disk", "lake"],
+)
 @settings(max_examples=15, deadline=None)
 @given(
     st.lists(
@@ -74,13 +79,14 @@ def test_positions_survive_the_lake_and_fence_others_out(reached: list[int]) -> 
     )
 )
 def test_of_the_same_key_only_the_first_within_the_time_is_kept(
-    most: int, commits: list[tuple[int, list[str]]]
+    most: int, in_memory: int, commits: list[tuple[int, list[str]]]
 ) -> None:
-    """As a model says that remembers everything, with restarts, and with too little memory."""
+    """As a model says that remembers everything, with restarts, and with too little room."""
     model: dict[str, datetime] = {}
     within = timedelta(minutes=_MINUTES_KNOWN)
     with TemporaryDirectory() as root, pytest.MonkeyPatch.context() as patched:
-        patched.setattr(known_module, "MOST_HASHES", most)
+        patched.setattr(known, "MOST_HASHES", most)
+        patched.setattr(hashes, "IN_MEMORY", in_memory)
         desk = Desk(Lake(root), Path(root))
         keys = Known(desk, NAME, ["key"], within, lasting=False)
         at = START
@@ -117,6 +123,22 @@ def test_two_keys_of_one_hash_are_two_events(
         assert kept == list(expected)
         write(desk.lake, NAME, rows(kept, at), mode="append")
         keys.add(met.hashes, micros(at))
+    desk.close()
+
+
+def test_a_column_that_small_commits_lack_is_gone_after_many(tmp_path: Path) -> None:
+    desk = Desk(Lake(str(tmp_path)), tmp_path)
+    some = pa.table({"key": ["a"] * 4, "city": ["Bath", "Bath", "Bath", None]})
+    write(desk.lake, NAME, some, mode="append")
+    absence, landed = Absence(), Landed(desk, NAME)
+    alike, other = pa.record_batch({"key": ["a"] * 5}), pa.record_batch({"city": ["Bath"] * 5})
+    assert not any(absence.after(alike, landed) for _ in range(10))
+    assert not absence.after(pa.record_batch({"key": ["a"], "city": ["Bath"]}), landed)
+    assert not any(absence.after(alike, landed) for _ in range(10))
+    assert {"city"} in [absence.after(alike, landed) for _ in range(20)]
+    # None lacks the key: a few without it are enough.
+    assert absence.after(other, landed) == {"key"}
+    assert not absence.after(some.to_batches()[0], landed)
     desk.close()
 
 

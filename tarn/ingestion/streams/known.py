@@ -1,45 +1,32 @@
 """Which events have come before: of those with the same key only the first becomes a row.
 
-Hashes in memory propose, and the keys themselves decide: a proposal is looked up in the lake, in
-the commits in which that hash came. So memory is bounded and no event is lost to a collision.
+Hashes propose, and the keys themselves decide: a proposal is looked up in the lake, in the commits
+in which that hash came. So no event is lost to a collision.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import pairwise
 
+import duckdb
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from tarn.ingestion.landed import LOADED_AT, Desk
+from tarn.ingestion.streams.hashes import IN_MEMORY, Hashes, Run, in_order
 from tarn.storage.duck import quoted, select_from
 
-MOST_HASHES = 16_000_000
-"""Of one table in memory, 16 bytes each; of what is older only the lake knows."""
+MOST_HASHES = 256_000_000
+"""Of one table, 16 bytes each, on disk; of what is older only the lake knows."""
+_LARGEST_RUN = 16_000_000
 _SLICES = 8
 """Parts of the time for which keys are known; each is forgotten as a whole."""
 _FEW = 1_000
 """Commits that are named one by one when the lake is asked."""
 _SECOND = timedelta(microseconds=1)
-Hashes = npt.NDArray[np.uint64]
-Instants = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class _Run:
-    """Hashes in order, and when the events were loaded: microseconds since 1970."""
-
-    hashes: Hashes
-    at: Instants
-
-    @property
-    def first(self) -> int:
-        return int(self.at.min())
-
-    @property
-    def last(self) -> int:
-        return int(self.at.max())
+_FOREVER = 2**62
 
 
 @dataclass(frozen=True)
@@ -61,10 +48,10 @@ class Known:
         """lasting: what the lake held at the start is not forgotten; it may come again whenever."""
         self.desk, self.name, self.keys, self.lasting = desk, name, tuple(keys), lasting
         self.within = within // _SECOND
-        self._runs: list[_Run] = []
-        self._kept: list[_Run] = []
+        self._runs: list[Run] = []
+        self._kept: list[Run] = []
         self._only_in_lake: tuple[int, int] | None = None
-        """From and to when there are more keys than memory has room for."""
+        """From and to when there are more keys than there is room for."""
 
     def fill(self, until: int) -> None:
         """Learn from the lake what was loaded in the time before `until`."""
@@ -73,22 +60,29 @@ class Known:
         if table is None:
             return
         since = until - self.within
-        rows = f"({select_from(table)}) where {LOADED_AT} >= make_timestamp(?)"
-        instant = f"epoch_us({LOADED_AT})"
+        bounds = [*range(since, until, max(self.within // _SLICES, 1)), _FOREVER]
+        found: list[Run] = []
         with self.desk.session() as connection:
-            counted = connection.execute(f"select count(*) from {rows}", [since]).fetchone()
-            assert counted is not None
-            if counted[0] > MOST_HASHES:
-                share = 1 - MOST_HASHES / counted[0]
-                sql = f"select quantile_disc({instant}, {share}) from {rows}"
-                begin = connection.execute(sql, [since]).fetchone()
-                assert begin is not None
-                self._only_in_lake, since = (since, int(begin[0])), int(begin[0])
-            sql = f"select {self._hash} as h, {instant} as at from {rows}"
-            found = connection.execute(sql, [since]).fetchnumpy()
-        if len(found["h"]):
-            run = _sorted(found["h"].astype(np.uint64), found["at"].astype(np.int64))
-            (self._kept if self.lasting else self._runs).append(run)
+            for begin, end in reversed(list(pairwise(bounds))):
+                rows = f"""({select_from(table)})
+                    where {LOADED_AT} >= make_timestamp({begin})
+                    and {LOADED_AT} < make_timestamp({end})"""
+                count = _count(connection, rows)
+                if _size(found) + count > MOST_HASHES:
+                    self._only_in_lake = (since, min(end, until))
+                    break
+                if count:
+                    found.insert(0, self._run(connection, rows, count))
+        if self.lasting:
+            self._kept = found
+        else:
+            self._runs = found
+
+    def _run(self, connection: duckdb.DuckDBPyConnection, rows: str, count: int) -> Run:
+        sql = f"select {self._hash} as h, epoch_us({LOADED_AT}) as at from {rows} order by h"
+        reader = connection.execute(sql).to_arrow_reader(IN_MEMORY)
+        parts = ((each["h"].to_numpy(), each["at"].to_numpy()) for each in reader)
+        return Run.of(parts, count, self.desk.folder)
 
     def meet(self, rows: pa.RecordBatch, at: int) -> Met:
         """Which rows of a batch are the first of their key. `at`: when they are loaded."""
@@ -103,14 +97,19 @@ class Known:
         """These are in the lake now."""
         if not len(hashes):
             return
-        self._runs.append(_sorted(hashes, np.full(len(hashes), at, np.int64)))
+        hashes, instants = in_order(hashes, np.full(len(hashes), at, np.int64))
+        self._runs.append(Run(hashes, instants, at, at))
         slice_ = self.within // _SLICES
         while len(self._runs) > 1:
             before, last = self._runs[-2:]
-            if len(before.hashes) > 2 * len(last.hashes) or last.last - before.first > slice_:
+            if (
+                len(before.hashes) > 2 * len(last.hashes)
+                or last.last - before.first > slice_
+                or _size([before, last]) > _LARGEST_RUN
+            ):
                 break
-            self._runs[-2:] = [_sorted(*_joined(before, last))]
-        while len(self._runs) > 1 and sum(len(run.hashes) for run in self._runs) > MOST_HASHES:
+            self._runs[-2:] = [before.merged(last, self.desk.folder)]
+        while len(self._runs) > 1 and _size(self._runs) > MOST_HASHES:
             oldest = self._runs.pop(0)
             since = self._only_in_lake[0] if self._only_in_lake else oldest.first
             self._only_in_lake = (since, oldest.last)
@@ -152,20 +151,20 @@ class Known:
         """Rows whose key the lake has."""
         proposed = np.zeros(len(hashes), np.bool_)
         instants: set[int] = set()
+        new = np.flatnonzero(~skipped)
+        new = new[np.argsort(hashes[new])]
+        sought = hashes[new]
         for run in (*self._kept, *self._runs):
-            left = np.searchsorted(run.hashes, hashes, "left")
-            right = np.searchsorted(run.hashes, hashes, "right")
-            hit = (right > left) & ~skipped
-            proposed |= hit
-            for begin, end in zip(left[hit], right[hit], strict=True):
-                instants.update(run.at[begin:end].tolist())
+            here, at = run.find(sought)
+            proposed[new[here]] = True
+            instants |= at
         if self._only_in_lake is not None:
             proposed = ~skipped
         found = np.zeros(len(hashes), np.bool_)
-        at = np.flatnonzero(proposed)
-        if len(at):
-            candidates = rows.select(self.keys).take(pa.array(at))
-            found[at[self._looked_up(candidates, instants, since)]] = True
+        candidate = np.flatnonzero(proposed)
+        if len(candidate):
+            candidates = rows.select(self.keys).take(pa.array(candidate))
+            found[candidate[self._looked_up(candidates, instants, since)]] = True
         return found
 
     def _looked_up(self, keys: pa.RecordBatch, instants: set[int], since: int) -> list[int]:
@@ -204,10 +203,10 @@ class Known:
         return " or ".join(when)
 
 
-def _sorted(hashes: Hashes, at: Instants) -> _Run:
-    order = np.argsort(hashes, kind="stable")
-    return _Run(hashes[order], at[order])
+def _size(runs: Sequence[Run]) -> int:
+    return sum(len(run.hashes) for run in runs)
 
 
-def _joined(one: _Run, other: _Run) -> tuple[Hashes, Instants]:
-    return np.concatenate([one.hashes, other.hashes]), np.concatenate([one.at, other.at])
+def _count(connection: duckdb.DuckDBPyConnection, rows: str) -> int:
+    counted = connection.execute(f"select count(*) from {rows}").fetchone()
+    return int(counted[0]) if counted else 0

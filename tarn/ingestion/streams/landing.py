@@ -29,8 +29,10 @@ from tarn.ingestion.ledger import Counts
 from tarn.ingestion.rows import widen
 from tarn.ingestion.shaping import Arrival, Before, shape
 from tarn.ingestion.streams import Batch, Position, Transport, positions
+from tarn.ingestion.streams.absence import Absence
 from tarn.ingestion.streams.decoding import Decoded, decoder
-from tarn.ingestion.streams.known import Hashes, Known
+from tarn.ingestion.streams.hashes import Hashes
+from tarn.ingestion.streams.known import Known
 from tarn.ingestion.streams.quarantine import Bad, hold
 from tarn.ingestion.types import exact_cast, named, shown
 from tarn.settings import Settings
@@ -90,6 +92,7 @@ class Landing:
         self.types = self._declared_types()
         self._landed = Landed(desk, self.name)
         self._talks: dict[tuple[object, ...], _Talk] = {}
+        self._absence = Absence()
         self._waiting: list[Batch] = []
         """Messages without one good row, of a table that does not exist yet."""
         self._waiting_counts = Counts()
@@ -263,9 +266,10 @@ class Landing:
 
     def _talk(self, rows: pa.RecordBatch, decoded: Decoded, load: Load) -> _Talk:
         """What was agreed before for messages like these, or is now."""
+        gone = self._absence.after(rows, self._landed)
         # With a few rows more may be missing by chance.
         size = min(rows.num_rows, 1000).bit_length()
-        key = (*zip(rows.schema.names, rows.schema.types, strict=True), size)
+        key = (*zip(rows.schema.names, rows.schema.types, strict=True), size, gone)
         if key not in self._talks:
             if len(self._talks) >= _MOST_SHAPES:
                 self.close()
@@ -276,6 +280,7 @@ class Landing:
                 rows,
                 {self.spec.contract.renamed.get(n, n): said for n, said in decoded.spelt.items()},
                 rows.num_rows,
+                gone=gone,
                 renamed={
                     old: new
                     for new, old in self.spec.contract.renamed.items()
@@ -283,7 +288,7 @@ class Landing:
                 },
             )
             seen = [each for each in load.noticed if each.table == self.table]
-            before = Before(self._landed, load.delivered.get(self.table, {}), seen)
+            before = Before(self._landed.again(), load.delivered.get(self.table, {}), seen)
             agreed = shape(arrival, before, self.terms)
             if agreed.widened:
                 widen(self._landed, agreed, load.properties)

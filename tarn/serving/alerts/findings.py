@@ -97,7 +97,7 @@ def _data(alert: Alert, beat: Pulse) -> list[Finding]:
     """While nothing comes, nobody can tell whether it would be late."""
     none, late = beat.no_data, beat.late_data
     no_data = f"no data: {none}" if none else "data comes again"
-    late_data = f"late data: {late}" if late else "the data is of now again"
+    late_data = f"late data: {late}" if late else "the data is up to date again"
     return [
         Finding("no_data", bool(none), f"{alert.title}: {no_data}"),
         Finding("late_data", None if none else bool(late), f"{alert.title}: {late_data}"),
