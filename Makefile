@@ -22,7 +22,7 @@ lint: .venv/dev  ## check style, types and the dbt project; offline, in seconds
 bench: .venv/dev  ## measure each claim of speed beside its peer; two hours
 	@for each in mart merge build star_join postgres read_csv streams stream_marts; do $(BIN)/python -m benchmarks.$$each || exit 1; done
 
-drill: .venv/dev  ## kill, fill, race and turn back the clock; half an hour
+drill: .venv/dev  ## kill, fill, race, fall silent and turn back the clock; most of an hour
 	@$(BIN)/python -m tests.drills
 
 docs: .venv/runtime  ## write the site again

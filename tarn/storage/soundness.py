@@ -107,14 +107,21 @@ def _check_inside(home: str, name: str, path: str) -> None:
         )
 
 
+def _check_folders(home: str, name: str, path: str, known: set[str]) -> None:
+    """Of a partition: only a link leads elsewhere."""
+    if path not in known:
+        _check_folders(home, name, os.path.dirname(path), known)
+        if os.path.islink(path):
+            _check_inside(home, name, path)
+        known.add(path)
+
+
 def _check_files(home: str, name: str, folder: str, files: Iterator[tuple[str, int]]) -> None:
-    known: set[str] = set()
+    _check_inside(home, name, folder)
+    known = {folder}
     for file, size in files:
         path = f"{folder}/{file}"
-        parent = os.path.dirname(path)
-        if parent not in known:
-            _check_inside(home, name, parent)
-            known.add(parent)
+        _check_folders(home, name, os.path.dirname(path), known)
         try:
             found = os.lstat(path)
             if stat.S_ISLNK(found.st_mode):

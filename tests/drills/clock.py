@@ -7,14 +7,13 @@ import os
 import random
 import shutil
 import time
-from collections.abc import Mapping
 from pathlib import Path
 
 from tarn.storage import releases
 from tests.drills.kill import unlike_upstream
 from tests.drills.reading import contents, shown, wrong
 from tests.drills.telling import Drill
-from tests.drills.watching import files
+from tests.drills.watching import by_clock, files
 from tests.engine.library import Library
 
 _DAY = 86_400
@@ -25,12 +24,6 @@ defaults: {compact_from: 2}
 releases: {keep: 3 days, at_least: 2}
 vacuum_after: 1 day
 """
-_FAKETIME: Mapping[str, str] = {
-    # Waiting is by the monotonic clock, which nobody can set.
-    "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-    "DONT_FAKE_MONOTONIC": "1",
-    "NO_FAKE_STAT": "1",
-}
 
 
 def drill(seed: int, rounds: int, folder: Path) -> Drill:
@@ -67,8 +60,7 @@ def _clocks(chance: random.Random, days: int) -> list[int]:
 def _run(told: Drill, library: Library, offset: int, *command: str) -> None:
     root = Path(library.lake.root)
     before = {path: (root / path).stat().st_mtime for path in files(root)}
-    wait = ["env", *(f"{k}={v}" for k, v in _FAKETIME.items()), "faketime", "-f", f"{offset:+}d"]
-    done = library.command(*(wait if offset else []), "tarn", *command)
+    done = library.command(*by_clock(offset * _DAY), "tarn", *command)
     said = f"{' '.join(command)}, {offset:+} days: {(done.stdout + done.stderr)[-2000:]}"
     told.check("a command ends well by any clock", not done.returncode, said)
     if not offset:

@@ -115,6 +115,13 @@ def run(
     return Ran(returncode, "".join(said), seconds, happened, killed and returncode != 0, at)
 
 
+def by_clock(seconds: int) -> list[str]:
+    """What a command begins with whose clock is wrong by so much; libfaketime sees to it. Waiting
+    is by the monotonic clock, which nobody can set."""
+    right = ("FAKETIME_DONT_FAKE_MONOTONIC=1", "DONT_FAKE_MONOTONIC=1", "NO_FAKE_STAT=1")
+    return ["env", *right, "faketime", "-f", f"{seconds:+}s"] if seconds else []
+
+
 def files(folder: Path) -> set[str]:
     """Paths of all files below a folder that others change meanwhile."""
     root = f"{folder}{os.sep}"

@@ -22,14 +22,21 @@ sys.stdin.read()
 @contextmanager
 def broker() -> Iterator[str]:
     """Its address."""
+    with process() as (address, _):
+        yield address
+
+
+@contextmanager
+def process() -> Iterator[tuple[str, int]]:
+    """Its address, and the number of its process."""
     pipe = subprocess.PIPE
-    with subprocess.Popen([sys.executable, "-c", _BROKER], stdin=pipe, stdout=pipe) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
+    with subprocess.Popen([sys.executable, "-c", _BROKER], stdin=pipe, stdout=pipe) as server:
+        assert server.stdin is not None
+        assert server.stdout is not None
         try:
-            yield process.stdout.readline().decode().strip()
+            yield server.stdout.readline().decode().strip(), server.pid
         finally:
-            process.stdin.close()
+            server.stdin.close()
 
 
 class Topic:

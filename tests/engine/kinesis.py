@@ -28,8 +28,8 @@ _FIRST = 49590338271490256608559692538361571095921575989136588898
 class Service:
     """A running Kinesis, and what tests do to it."""
 
-    def __init__(self, url: str) -> None:
-        self.url = url
+    def __init__(self, url: str, process: int) -> None:
+        self.url, self.process = url, process
         self.client: Any = boto3.client("kinesis", endpoint_url=url, region_name=REGION, **KEYS)
 
     def create(self, stream: str, shards: int = 1) -> None:
@@ -79,7 +79,7 @@ def kinesis_server(log: Path, port: int | None = None) -> Iterator[Service]:
         command = [sys.executable, "-m", "tests.engine.kinesis", str(port)]
         server = subprocess.Popen(command, stdout=said, stderr=said, cwd=Path(__file__).parents[2])
     try:
-        service = Service(f"http://127.0.0.1:{port}")
+        service = Service(f"http://127.0.0.1:{port}", server.pid)
         _await(service, server)
         yield service
     finally:

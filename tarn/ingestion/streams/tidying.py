@@ -48,7 +48,7 @@ class Tidier:
         try:
             rewritten(self.lake, name, now)
             self._times[name] += 1
-            if self._times[name] % _THIN_EVERY == 0:
+            if self._times[name] % _THIN_EVERY == 1:
                 thin(self.lake, name, pinned_versions(self.lake, now).get(name, ()))
         except FAILURES as failure:
             log.info("%s: not compacted: %s", name, failure)
