@@ -23,7 +23,7 @@ ELSEWHERE = {
     "python -m demo -- tarn ingest": "test_project.py",
     "tarn schedule": "test_schedule.py",
     "tarn live": "test_live_pages.py",
-    "tarn demo stream --speed 300": "test_demo_streams.py",
+    "tarn demo stream --speed 600": "test_demo_streams.py",
     "python -m demo -- tarn stream": "test_demo_streams.py",
     "python -m demo": "test_demo.py",
     "python -m demo stream --speed 60": "test_demo_streams.py",

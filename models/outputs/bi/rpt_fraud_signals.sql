@@ -1,11 +1,19 @@
 -- One row per payment of the last four weeks that is unusual for its household.
 {{ config(materialized='view') }}
+{% set moment = project_moment('event_spans') %}
 
 with
 
-payment_events as (
+event_spans as (
+    select * from {{ ref('fct_event_spans') }}
+    where event_kind = 'payment attempt'
+),
+
+recent_payments as (
     select * from {{ ref('fct_payment_events') }}
-    where payment_status in ('authorized', 'declined')
+    where
+        payment_status in ('authorized', 'declined')
+        and occurred_at >= {{ moment }} - interval 28 day
 ),
 
 order_events as (
@@ -16,34 +24,18 @@ baskets as (
     select * from {{ ref('fct_baskets') }}
 ),
 
-last_payments as (
-    select max(occurred_at) as last_at
-    from payment_events
-),
-
-bounds as (
-    select {{ project_moment('last_at') }} - interval 28 day as first_at
-    from last_payments
-),
-
-recent_payments as (
-    select payment_events.*
-    from payment_events
-    inner join bounds on payment_events.occurred_at >= bounds.first_at
-),
-
 household_days as (
     select
-        baskets.household_id,
-        baskets.sold_date,
+        household_id,
+        sold_date,
         count(*) as basket_count,
-        sum(cast(baskets.sales_amount as double)) as sales_amount,
-        sum(power(cast(baskets.sales_amount as double), 2)) as squared_amount
+        sum(cast(sales_amount as double)) as sales_amount,
+        sum(power(cast(sales_amount as double), 2)) as squared_amount
     from baskets
-    inner join bounds on baskets.sold_at < bounds.first_at
+    where sold_at < {{ moment }} - interval 28 day
     group by
-        baskets.household_id,
-        baskets.sold_date
+        household_id,
+        sold_date
 ),
 
 -- What a household does without those four weeks, so that a fraud is no habit.

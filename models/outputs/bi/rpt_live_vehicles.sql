@@ -1,41 +1,38 @@
 -- One row per van that sent a position in the last day.
 {{ config(materialized='view') }}
+{% set moment = project_moment('event_spans') %}
 
 with
 
+event_spans as (
+    select * from {{ ref('fct_event_spans') }}
+    where event_kind = 'van position'
+),
+
 positions as (
     select * from {{ ref('fct_van_positions') }}
+    where
+        occurred_at > {{ moment }} - interval 1 day
+        -- A clock that is ahead must not hide where the van is.
+        and occurred_at <= {{ moment }} + interval 1 minute
 ),
 
+-- Of orders that vans of the last day carry.
 order_events as (
     select * from {{ ref('fct_order_events') }}
-),
-
-last_positions as (
-    select max(occurred_at) as last_at
-    from positions
-),
-
-bounds as (
-    select {{ project_moment('last_at') }} as moment
-    from last_positions
+    where occurred_at > {{ moment }} - interval 28 day
 ),
 
 -- By the van's own count where two positions bear the same time.
 positions_ranked as (
     select
-        positions.*,
-        bounds.moment,
+        *,
+        {{ moment }} as moment,
         row_number() over (
-            partition by positions.van_id
-            order by positions.occurred_at desc, positions.van_sequence desc
+            partition by van_id
+            order by occurred_at desc, van_sequence desc
         ) as position_rank
     from positions
-    cross join bounds
-    where
-        positions.occurred_at > bounds.moment - interval 1 day
-        -- A clock that is ahead must not hide where the van is.
-        and positions.occurred_at <= bounds.moment + interval 1 minute
 ),
 
 orders as (

@@ -3,6 +3,11 @@
 
 with
 
+event_spans as (
+    select * from {{ ref('fct_event_spans') }}
+    where event_kind = 'order event'
+),
+
 order_events as (
     select * from {{ ref('fct_order_events') }}
 ),
@@ -13,16 +18,6 @@ receipts as (
 
 baskets as (
     select * from {{ ref('fct_baskets') }}
-),
-
-last_events as (
-    select max(occurred_at) as last_at
-    from order_events
-),
-
-bounds as (
-    select {{ project_moment('last_at') }} as moment
-    from last_events
 ),
 
 receipt_bounds as (
@@ -83,13 +78,12 @@ orders_aged as (
         orders_matched.*,
         greatest(
             round({{ seconds_between(
-                'orders_matched.first_seen_at', 'bounds.moment'
+                'orders_matched.first_seen_at', project_moment('event_spans')
             ) }} / 3600, 2),
             0
         ) as age_hours,
         receipt_bounds.last_rung_up_at
     from orders_matched
-    cross join bounds
     cross join receipt_bounds
 ),
 

@@ -1,34 +1,27 @@
 -- One row per minute of the four weeks up to now, minutes without an order included.
 {{ config(materialized='view') }}
+{% set moment = project_moment('event_spans') %}
 
 with
 
+event_spans as (
+    select * from {{ ref('fct_event_spans') }}
+    where event_kind = 'order event'
+),
+
 order_events as (
     select * from {{ ref('fct_order_events') }}
-),
-
-events_bounded as (
-    select
-        min(occurred_at) as first_at,
-        max(occurred_at) as last_at
-    from order_events
-),
-
-bounds as (
-    select
-        first_at,
-        {{ project_moment('last_at') }} as moment
-    from events_bounded
+    where occurred_at >= date_trunc('minute', {{ moment }} - interval 28 day)
 ),
 
 minutes_bounded as (
     select
         date_trunc(
-            'minute', greatest(first_at, moment - interval 28 day)
+            'minute', greatest(first_at, {{ moment }} - interval 28 day)
         ) as first_minute_at,
-        date_trunc('minute', moment) as last_minute_at
-    from bounds
-    where first_at <= moment
+        date_trunc('minute', {{ moment }}) as last_minute_at
+    from event_spans
+    where first_at <= {{ moment }}
 ),
 
 minutes as (

@@ -1,35 +1,29 @@
 -- One row per quarter of an hour of the four weeks up to now, those without a payment
 -- included. The rate does not add up: add attempts and declines, then divide.
 {{ config(materialized='view') }}
+{% set moment = project_moment('event_spans') %}
+{% set first_at = 'greatest(first_at, ' ~ moment ~ ' - interval 28 day)' %}
 
 with
 
+event_spans as (
+    select * from {{ ref('fct_event_spans') }}
+    where event_kind = 'payment attempt'
+),
+
 payment_events as (
     select * from {{ ref('fct_payment_events') }}
-    where payment_status in ('authorized', 'declined')
-),
-
-events_bounded as (
-    select
-        min(occurred_at) as first_at,
-        max(occurred_at) as last_at
-    from payment_events
-),
-
-bounds as (
-    select
-        first_at,
-        {{ project_moment('last_at') }} as moment
-    from events_bounded
+    where
+        payment_status in ('authorized', 'declined')
+        and occurred_at >= {{ time_floor(moment ~ ' - interval 28 day', 15) }}
 ),
 
 quarters_bounded as (
     select
-        {{ time_floor('greatest(first_at, moment - interval 28 day)', 15) }}
-            as first_quarter_at,
-        {{ time_floor('moment', 15) }} as last_quarter_at
-    from bounds
-    where first_at <= moment
+        {{ time_floor(first_at, 15) }} as first_quarter_at,
+        {{ time_floor(moment, 15) }} as last_quarter_at
+    from event_spans
+    where first_at <= {{ moment }}
 ),
 
 quarters as (
