@@ -9,7 +9,7 @@ from tarn.dbt.graph import sources_of
 from tarn.errors import TarnError
 from tarn.settings import settings
 from tarn.storage import catalog, releases
-from tarn.storage.lake import Lake
+from tarn.storage.lake import HISTORY, Lake
 from tarn.storage.releases import Pin, Release
 from tarn.storage.writer import Written
 
@@ -51,6 +51,9 @@ def publish(lake: Lake, run: Mapping[str, Any], build: Build) -> str:
         made_by["rebuilt_from_release"] = str(build.rebuilt.number)
     upon = _upon(lake, build.before)
     tables = _tables(lake, run, build, build.rebuilt or upon)
+    if upon is not None and _without_history(tables) == _without_history(upon.tables):
+        # That somebody has looked and found nothing is no news to readers.
+        tables = dict(upon.tables)
     release = releases.publish(lake, tables, upon, made_by)
     if upon is not None and release.number == upon.number:
         # Whoever published it may have been killed before the catalog showed it.
@@ -101,6 +104,10 @@ def _tables(
             # A source stays with the models made of it until they are built; others are free.
             tables[name] = _pin(lake, name, version)
     return tables
+
+
+def _without_history(tables: Mapping[str, Pin]) -> dict[str, Pin]:
+    return {name: pin for name, pin in tables.items() if not name.startswith(HISTORY)}
 
 
 def _is_table(node: Mapping[str, Any]) -> bool:

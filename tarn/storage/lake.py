@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 OWN_SCHEMA = "_tarn"
 """Folder of the lake that holds releases and view definitions instead of tables."""
+HISTORY = "tarn."
+"""How names of tables begin in which a lake keeps what was done to it: loads, drift, alerts."""
 
 _PART = r"[A-Za-z0-9_][A-Za-z0-9_ -]{0,127}"
 _NAME = re.compile(rf"(?!_){_PART}\.{_PART}")

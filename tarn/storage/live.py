@@ -28,7 +28,7 @@ from tarn.storage.duck import (
     select_from,
     show,
 )
-from tarn.storage.lake import Lake
+from tarn.storage.lake import HISTORY, Lake
 from tarn.storage.releases import pinned
 from tarn.storage.writer import UPKEEP
 
@@ -37,7 +37,6 @@ log = logging.getLogger(__name__)
 STREAM_COLUMNS = {"_partition", "_offset", "_sent_at"}
 """A raw table that has them is a stream's."""
 _RAW = "raw_"
-_OWN = "tarn."
 _LISTED_FILES = 1000
 """Up to so many files a query plans faster over a list of them than by reading the log."""
 _UPKEEP_AT_MOST = 10
@@ -264,7 +263,7 @@ def _select_moving(table: DeltaTable) -> str:
 
 
 def _candidates(lake: Lake) -> list[str]:
-    return [name for name in lake.folders() if name.startswith((_RAW, _OWN))]
+    return [name for name in lake.folders() if name.startswith((_RAW, HISTORY))]
 
 
 def _readable(lake: Lake, name: str) -> DeltaTable | None:
@@ -277,7 +276,7 @@ def _readable(lake: Lake, name: str) -> DeltaTable | None:
 
 
 def _is_live(name: str, table: DeltaTable) -> bool:
-    return name.startswith(_OWN) or _is_stream(name, table)
+    return name.startswith(HISTORY) or _is_stream(name, table)
 
 
 def _is_stream(name: str, table: DeltaTable) -> bool:

@@ -107,21 +107,23 @@ def _check_inside(home: str, name: str, path: str) -> None:
         )
 
 
-def _check_folders(home: str, name: str, path: str, known: set[str]) -> None:
-    """Of a partition: only a link leads elsewhere."""
-    if path not in known:
-        _check_folders(home, name, os.path.dirname(path), known)
-        if os.path.islink(path):
-            _check_inside(home, name, path)
-        known.add(path)
+def _check_folders(home: str, name: str, folder: str, file: str, known: set[str]) -> None:
+    """Those between the table's and the file: only a link leads elsewhere."""
+    path = folder
+    for part in file.split("/")[:-1]:
+        path = f"{path}/{part}"
+        if path not in known:
+            if os.path.islink(path):
+                _check_inside(home, name, path)
+            known.add(path)
 
 
 def _check_files(home: str, name: str, folder: str, files: Iterator[tuple[str, int]]) -> None:
     _check_inside(home, name, folder)
-    known = {folder}
+    known: set[str] = set()
     for file, size in files:
         path = f"{folder}/{file}"
-        _check_folders(home, name, os.path.dirname(path), known)
+        _check_folders(home, name, folder, file, known)
         try:
             found = os.lstat(path)
             if stat.S_ISLNK(found.st_mode):

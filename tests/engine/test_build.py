@@ -4,7 +4,9 @@ import pytest
 
 from tarn.storage import releases
 from tarn.storage.contents import changes
+from tarn.storage.loads import LOADS
 from tarn.storage.tables import describe
+from tarn.storage.writer import write
 from tests.engine.library import Library
 
 
@@ -51,6 +53,16 @@ def test_a_build_of_nothing_new_writes_nothing(built: Library) -> None:
     assert "Nothing changed: release 2 stays." in said
     assert said.count("unchanged") == 4  # three models and the seed; the rest adds nothing
     assert before == {name: describe(built.lake, name).version for name in built.lake.names()}
+
+
+def test_what_only_history_tells_makes_no_release(built: Library) -> None:
+    before = releases.current(built.lake)
+    loads = built.lake.table(LOADS)
+    assert before is not None
+    assert loads is not None
+    write(built.lake, LOADS, loads.to_pyarrow_table().slice(0, 1), mode="append")
+    assert f"Nothing changed: release {before.number} stays." in built.tarn("build")
+    assert releases.current(built.lake) == before
 
 
 def test_only_what_hangs_on_a_change_is_written(built: Library) -> None:

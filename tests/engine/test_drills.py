@@ -15,7 +15,7 @@ from tarn.storage.upkeep.maintain import maintain
 from tarn.storage.writer import write
 from tests.drills.telling import Drill
 
-ROUNDS = {"kill": 3, "disk": 4, "race": 6, "alert": 1, "stream": 5, "outage": 10}
+ROUNDS = {"kill": 3, "disk": 4, "race": 6, "alert": 1, "stream": 5, "outage": 5}
 """All, in full: tests/drills/__main__.py. The state machine: test_lake_machine.py."""
 
 
